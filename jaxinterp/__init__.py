@@ -1,0 +1,33 @@
+"""jaxinterp: interpretability in which the model is a pure function. Import it as `ji`.
+
+import jaxinterp as ji
+lm = ji.load("smollm2-135m-instruct")
+trace = ji.run(lm, "The capital of France is", sites=["resid_post"])
+trace.top(3), trace["resid_post"].shape
+"""
+
+from jaxinterp.checkpoints.load import load
+from jaxinterp.checkpoints.save import save
+from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
+from jaxinterp.model import edits
+from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
+from jaxinterp.model.language_model import LanguageModel, stack
+from jaxinterp.model.parameters import init_params, parameter_shapes, partition_specs
+from jaxinterp.model.rules import Rules
+from jaxinterp.model.selection import at, heads
+from jaxinterp.model.sites import SITES
+from jaxinterp.model.tokens import Tokens
+from jaxinterp.model.trace import Trace
+from jaxinterp.model.transformer import forward
+from jaxinterp.runs import metrics
+from jaxinterp.runs.activations import activations
+from jaxinterp.runs.plan import plan
+from jaxinterp.runs.run import run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SITES", "CheckpointError", "FetchError", "InputError", "JaxinterpError", "LanguageModel", "MemoryPlanError", "Rotary", "RotaryScaling",
+    "Rules", "Tokens", "Trace", "TransformerConfig", "activations", "at", "edits", "forward", "heads", "init_params", "load", "metrics",
+    "parameter_shapes", "partition_specs", "plan", "run", "save", "stack",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The transformer: read config, sites, attention, mlp, block, transformer in that order."""

@@ -1,0 +1,196 @@
+"""Attention, a head at a time: every step from the normed residual stream to what the heads write is a site.
+
+Key/value heads keep their own axis: query head h = g * (H/G) + r reads key/value head g, so grouped-query attention
+runs on axes B P G R E without repeating keys or values.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.norm import Norm, align, at_least_float32
+from jaxinterp.model.position import alibi_slopes, rotary_tables, rotate
+from jaxinterp.model.tap import Tap
+from jaxinterp.model.tokens import Tokens
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "positions", "allowed", "rotary", "rotary_index", "window", "scale"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the tokens stand: what attention needs to know beside their values.
+
+    Attributes:
+        mask: [B P] bool, real tokens.
+        positions: [B P] int32, each token's position in its prompt.
+        allowed: [B 1 Q K] bool, which keys a query may see before any window.
+        rotary: [R 2 B P F] cosines and sines of each rotary setting, or None.
+        rotary_index: this layer's entry of `rotary`, or None where all layers share one.
+        window: tokens back that this layer's queries see, 0 for all, or None where no layer has a window.
+        scale: this layer's factor on q k.
+    """
+
+    mask: Bool[Array, "B P"]
+    positions: Int[Array, "B P"]
+    allowed: Bool[Array, "B 1 Q K"]
+    rotary: Float[Array, "R 2 B P F"] | None
+    rotary_index: Int[Array, ""] | None
+    window: Int[Array, ""] | None
+    scale: Float[Array, ""] | float
+
+    @property
+    def table(self) -> Float[Array, "2 B P F"] | None:
+        """This layer's cosines and sines."""
+        if self.rotary is None:
+            return None
+        return self.rotary[0] if self.rotary_index is None else self.rotary[self.rotary_index]
+
+    @property
+    def visible(self) -> Bool[Array, "B 1 Q K"]:
+        """Which keys this layer's queries see; none for a query that is padding."""
+        if self.window is None:
+            return self.allowed
+        distance = self.positions[:, None, :, None] - self.positions[:, None, None, :]
+        return self.allowed & ((self.window == 0) | (jnp.abs(distance) < self.window))
+
+
+def places(tokens: Tokens, config: TransformerConfig, dtype: Any) -> Callable[[Int[Array, ""]], Place]:
+    """A function of the layer that says where tokens stand there; what all layers share is computed once."""
+    mask, positions = jnp.asarray(tokens.mask), jnp.asarray(tokens.positions)
+    allowed = mask[:, None, :, None] & mask[:, None, None, :]
+    if config.causal:
+        allowed = allowed & (positions[:, None, None, :] <= positions[:, None, :, None])
+    rotary = rotary_tables(config, positions, mask.sum(axis=1), dtype) if config.positions == "rotary" else None
+    many = len(set(config.layer_rotary)) > 1
+    windowed, scales = any(config.layer_windows), set(config.layer_scales)
+
+    def place(layer: Array) -> Place:
+        return Place(
+            mask=mask,
+            positions=positions,
+            allowed=allowed,
+            rotary=rotary,
+            rotary_index=jnp.asarray(np.asarray(config.layer_rotary) % len(rotary))[layer] if many and rotary is not None else None,
+            window=jnp.asarray(config.layer_windows)[layer] if windowed else None,
+            scale=config.layer_scales[0] if len(scales) == 1 else jnp.asarray(config.layer_scales, dtype)[layer],
+        )
+
+    return place
+
+
+def softmax(
+    scores: Float[Array, "B H Q K"], visible: Bool[Array, "B #H Q K"], sink: Float[Array, "H"] | None
+) -> tuple[Float[Array, "B H Q K"], Float[Array, "B H Q"] | None]:
+    """Attention weights over visible keys, as if there were no sink, and the weight that the sink takes from them.
+
+    A row without a visible key is zero; a score of -inf hides its key. The double `where` keeps NaN out of gradients.
+    """
+    scores = at_least_float32(scores)
+    seen = visible & (scores > -jnp.inf)
+    safe = jnp.where(seen, scores, 0)
+    top = jax.lax.stop_gradient(jnp.where(seen, scores, -jnp.inf).max(axis=-1, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    weights = jnp.where(seen, jnp.exp(safe - top), 0)
+    total = weights.sum(axis=-1, keepdims=True)
+    some = total > 0
+    pattern = weights / jnp.where(some, total, 1)
+    if sink is None:
+        return pattern, None
+    log_total = jnp.where(some, jnp.log(jnp.where(some, total, 1)) + top, 0)[..., 0]
+    taken = jnp.where(some[..., 0], jax.nn.sigmoid(at_least_float32(sink)[None, :, None] - log_total), 1)
+    return pattern, jnp.where(visible.any(axis=-1), taken, 0)
+
+
+class Attention(nn.Module):
+    """z = softmax(scale q k + mask) v and its projection back: what attention writes, before any post-norm.
+
+    Attributes:
+        config: the model's config.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"], place: Place, tap: Tap) -> Float[Array, "B P D"]:
+        """What the heads write [B P D], from `attn_in` [B P D]."""
+        q, k, v = self._project(x, tap)
+        q, k = tap("q_rot", self._turn(q, "q_norm", place, tap)), tap("k_rot", self._turn(k, "k_norm", place, tap))
+        scores = tap("scores", self._scores(q, k, place))
+        pattern = tap("pattern", self._pattern(scores, place, tap))
+        return self._write(tap("z", _weighted_values(pattern, v)), tap)
+
+    def _project(self, x: Float[Array, "B P D"], tap: Tap) -> tuple[Array, Array, Array]:
+        config = self.config
+        heads = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
+        biased = {"q": config.q_bias, "k": config.k_bias, "v": config.v_bias}
+        out = []
+        for name, n in heads.items():
+            weight = self.param(f"W_{name.upper()}", nn.initializers.lecun_normal(0, (1, 2)), (config.d_model, n, config.d_head))
+            value = jnp.einsum("BPD,DHE->BPHE", x, weight)
+            if biased[name]:
+                value = value + align(self.param(f"b_{name.upper()}", nn.initializers.zeros, (n, config.d_head)), value)
+            if config.qkv_clip is not None:
+                value = jnp.clip(value, -config.qkv_clip, config.qkv_clip)
+            out.append(tap(name, value))
+        return out[0], out[1], out[2]
+
+    def _turn(self, x: Float[Array, "B P N E"], name: str, place: Place, tap: Tap) -> Float[Array, "B P N E"]:
+        """Queries or keys, normed and rotated as the config says."""
+        config = self.config
+        if config.qk_norm != "none":
+            shape = (config.d_head,) if config.qk_norm == "head" else (x.shape[2], config.d_head)
+            x = Norm(config, shape, "qk", over=2 if config.qk_norm == "whole" else 1, bias=False, name=name)(x, tap.rules)
+        table = place.table
+        return x if table is None else rotate(x, table, config.rotary[0])
+
+    def _scores(self, q: Float[Array, "B Q H E"], k: Float[Array, "B K G E"], place: Place) -> Float[Array, "B H Q K"]:
+        config = self.config
+        grouped = q.reshape(*q.shape[:2], config.n_kv_heads, -1, config.d_head)
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        scores = jnp.einsum("BQGRE,BKGE->BGRQK", grouped, k, preferred_element_type=wide).reshape(
+            q.shape[0], config.n_heads, q.shape[1], k.shape[1]
+        )
+        scores = scores * jnp.asarray(place.scale, wide)
+        if config.positions == "alibi":
+            distance = jnp.abs(place.positions[:, None, :, None] - place.positions[:, None, None, :])
+            scores = scores - jnp.asarray(alibi_slopes(config.n_heads), wide)[None, :, None, None] * distance
+        if config.score_soft_cap is not None:
+            scores = config.score_soft_cap * jnp.tanh(scores / config.score_soft_cap)
+        return scores
+
+    def _pattern(self, scores: Float[Array, "B H Q K"], place: Place, tap: Tap) -> Float[Array, "B H Q K"]:
+        sink = self.param("sink", nn.initializers.zeros, (self.config.n_heads,)) if self.config.sinks else None
+        pattern, taken = softmax(scores, place.visible, sink)
+        if tap.rules.pattern:
+            pattern = jax.lax.stop_gradient(pattern)
+            taken = None if taken is None else jax.lax.stop_gradient(taken)
+        return pattern if taken is None else pattern * (1 - tap("sink", taken))[..., None]
+
+    def _write(self, z: Float[Array, "B P H E"], tap: Tap) -> Float[Array, "B P D"]:
+        config = self.config
+        weight = self.param("W_O", nn.initializers.lecun_normal((0, 1), 2), (config.n_heads, config.d_head, config.d_model))
+        if tap.touches("head_out"):
+            out = tap("head_out", jnp.einsum("BPHE,HED->BPHD", z, weight)).sum(axis=2)
+        else:
+            out = jnp.einsum("BPHE,HED->BPD", z, weight)
+        if config.o_bias:
+            out = out + align(self.param("b_O", nn.initializers.zeros, (config.d_model,)), out)
+        return out
+
+
+def _weighted_values(pattern: Float[Array, "B H Q K"], v: Float[Array, "B K G E"]) -> Float[Array, "B Q H E"]:
+    batch, heads, queries, keys = pattern.shape
+    grouped = pattern.reshape(batch, v.shape[2], heads // v.shape[2], queries, keys)
+    z = jnp.einsum("BGRQK,BKGE->BQGRE", grouped.astype(v.dtype), v)
+    return z.reshape(batch, queries, heads, v.shape[3])

@@ -1,0 +1,89 @@
+"""The parameters: their names, axes and shapes, how a new model begins, and how they are laid out over a mesh.
+
+A model's parameters are a nested dict of arrays. Every leaf below a group of blocks has a leading layer axis.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxinterp.model.attention import places
+from jaxinterp.model.block import Block
+from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.norm import Norm
+from jaxinterp.model.rules import Rules
+from jaxinterp.model.tap import Tap
+from jaxinterp.model.tokens import Tokens
+
+# Axis letters of every parameter, by its name inside its part; L first for those of a block.
+PARAMETER_AXES = {
+    "embed.W_E": "VD", "embed.W_pos": "PD", "embed.ln.w": "D", "embed.ln.b": "D",
+    "ln1.w": "LD", "ln1.b": "LD", "ln1_post.w": "LD", "ln1_post.b": "LD",
+    "attn.W_Q": "LDHE", "attn.W_K": "LDGE", "attn.W_V": "LDGE", "attn.W_O": "LHED",
+    "attn.b_Q": "LHE", "attn.b_K": "LGE", "attn.b_V": "LGE", "attn.b_O": "LD", "attn.sink": "LH",
+    "attn.q_norm.w": "LHE", "attn.k_norm.w": "LGE",
+    "ln2.w": "LD", "ln2.b": "LD", "ln2_post.w": "LD", "ln2_post.b": "LD",
+    "mlp.W_gate": "LDM", "mlp.W_in": "LDM", "mlp.W_out": "LMD", "mlp.b_gate": "LM", "mlp.b_in": "LM", "mlp.b_out": "LD",
+    "ln_final.w": "D", "ln_final.b": "D", "unembed.W_U": "DV", "unembed.b_U": "V",
+}  # fmt: skip
+
+
+def parameter_axes(name: str, config: TransformerConfig) -> str:
+    """Axis letters of a parameter: "attn.W_Q" is "LDHE". A query/key norm shared by heads has no head axis."""
+    axes = PARAMETER_AXES[name]
+    return "LE" if name in ("attn.q_norm.w", "attn.k_norm.w") and config.qk_norm == "head" else axes
+
+
+def init_params(config: TransformerConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Random parameters of a new model: weights of variance 1 / fan-in, gains at their neutral value, biases zero."""
+    keys = jax.random.split(key, 4)
+    tokens = Tokens.from_ids(np.zeros((1, 1), np.int32))
+    resid = jnp.zeros((1, 1, config.d_model), dtype)
+    place = places(tokens, config, jnp.dtype(dtype))(jnp.asarray(0))
+
+    def one_block(key: Array) -> dict[str, Any]:
+        made: Any = Block(config).init(key, resid, place, Tap(tokens, layer=jnp.asarray(0)))
+        return made["params"]
+
+    def one_norm() -> dict[str, Any]:
+        made: Any = Norm(config, (config.d_model,), "ln_final").init(keys[0], resid, Rules())
+        return made.get("params", {})
+
+    part: dict[str, Any] = {"W_E": jax.random.normal(keys[1], (config.d_vocab, config.d_model)) / np.sqrt(config.d_model)}
+    if config.positions == "learned":
+        part["W_pos"] = jax.random.normal(keys[2], (config.n_ctx + config.position_offset, config.d_model)) / np.sqrt(config.d_model)
+    if config.embed_norm:
+        part["ln"] = one_norm()
+    params: dict[str, Any] = {"embed": part, "blocks": (jax.vmap(one_block)(jax.random.split(keys[0], config.n_layers)),)}
+    if config.final_norm:
+        params["ln_final"] = one_norm()
+    if config.unembed == "own":
+        params["unembed"] = {"W_U": jax.random.normal(keys[3], (config.d_model, config.d_vocab)) / np.sqrt(config.d_model)}
+    if config.unembed_bias:
+        params.setdefault("unembed", {})["b_U"] = jnp.zeros(config.d_vocab)
+    return jax.tree.map(lambda w: w.astype(dtype), {name: value for name, value in params.items() if value})
+
+
+def parameter_shapes(config: TransformerConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The tree of `init_params` as shapes and types, without making it."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+
+
+def partition_specs(config: TransformerConfig, mesh_axes: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]:
+    """How to lay parameters out over a mesh: a `PartitionSpec` for each, from axis letters to mesh axes.
+
+    `partition_specs(config, {"H": "heads", "G": "heads", "M": "heads"})` splits attention by heads and the MLP by neurons;
+    a letter that is not named is not split. Sizes must divide: leave out "G" where there are too few key/value heads.
+    The mesh's axes must be of type `Auto`, so that the compiler places what lies between.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> jax.P:
+        keys = [str(entry.key) for entry in path if hasattr(entry, "key")]
+        name = ".".join(keys[1:] if keys[0] == "blocks" else keys)
+        return jax.P(*(mesh_axes.get(letter) for letter in parameter_axes(name, config)))
+
+    return jax.tree_util.tree_map_with_path(spec, parameter_shapes(config))

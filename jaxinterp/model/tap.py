@@ -1,0 +1,100 @@
+"""The tap: the one mechanism by which a run is read and changed.
+
+Every site passes its value through `tap(site, value)`, which detaches it where the rules say so, applies the edits of
+that site in order, records the result if it was asked for, and returns it. A tap lives for one block (or for the parts
+outside the blocks) and hands back what it recorded; nothing outside it is changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxinterp.errors import InputError
+from jaxinterp.model.edits import Edit, apply_edit
+from jaxinterp.model.rules import Rules
+from jaxinterp.model.selection import At, axis_of, gather
+from jaxinterp.model.sites import SITES
+from jaxinterp.model.tokens import Tokens
+
+
+class Tap:
+    """Applies edits and records activations at the sites of one block.
+
+    Attributes:
+        rules: how the backward pass treats the block's nonlinear parts.
+        activations: what was recorded, by site, without a layer axis.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        edits: Sequence[Edit] = (),
+        arguments: Sequence[Sequence[Array]] | None = None,
+        requests: Mapping[str, At] | None = None,
+        rules: Rules | None = None,
+        layer: Int[Array, ""] | None = None,
+        dtype: Any = None,
+    ) -> None:
+        """A tap for one block.
+
+        Args:
+            tokens: the prompts.
+            edits: all edits of the run; those of other sites do nothing here.
+            arguments: for each edit its arrays, cut to this layer.
+            requests: what to record, by site.
+            rules: rules of the backward pass.
+            layer: this block's index, or None outside the blocks.
+            dtype: type of recorded values; None keeps each value's own.
+        """
+        self.rules = rules or Rules()
+        self.activations: dict[str, Array] = {}
+        self._tokens, self._layer, self._dtype = tokens, layer, dtype
+        self._edits = list(zip(edits, arguments if arguments is not None else [edit.arguments for edit in edits], strict=True))
+        self._requests = requests or {}
+        self._seen: dict[str, Array] = {}
+        self._read = {name for edit in edits for name in edit.reads}
+
+    def touches(self, site: str) -> bool:
+        """Whether anything at all happens at a site: sites that cost extra are computed only then."""
+        edited = any(edit.site == site for edit, _ in self._edits)
+        return edited or site in self._requests or site in self._read or site in self.rules.detach
+
+    def __call__(self, site: str, value: Array) -> Array:
+        """The value that the forward pass goes on with."""
+        if site in self.rules.detach:
+            value = self._detached(site, value)
+        for edit, arguments in self._edits:
+            if edit.site == site and edit.when in ("all", "prompt"):
+                inputs = [self._input(name, value, edit) for name in edit.reads] or [value]
+                value = apply_edit(edit, arguments, inputs, value, self._layer, self._tokens)
+        if site in self._read:
+            self._seen[site] = value
+        if site in self._requests:
+            kept = gather(value, SITES[site].inner_axes, self._requests[site].select, self._tokens)
+            self.activations[site] = kept if self._dtype is None else kept.astype(self._dtype)
+        return value
+
+    def _input(self, name: str, value: Array, edit: Edit) -> Array:
+        if name == edit.site:
+            return value
+        if name not in self._seen:
+            raise InputError(f"rewire: {name!r} is computed after {edit.site!r} in a block, so it cannot be read there.")
+        return self._seen[name]
+
+    def _detached(self, site: str, value: Array) -> Array:
+        """The value with a stopped gradient where the rule's mask, over nothing, [L] or [L H], is True."""
+        mask = jnp.asarray(self.rules.detach[site]).astype(bool)
+        if mask.ndim and self._layer is not None:
+            mask = jax.lax.dynamic_index_in_dim(mask, self._layer, keepdims=False)
+        shape = [1] * value.ndim
+        if mask.ndim:
+            axis = axis_of("head", SITES[site].inner_axes)
+            if mask.ndim > 1 or axis < 0 or mask.shape[0] != value.shape[axis]:
+                axes = " ".join(SITES[site].axes)
+                raise InputError(f"Rules.detach[{site!r}]: expected True, a mask [L], or [L heads] at a site with heads; axes are {axes}.")
+            shape[axis] = -1
+        return jnp.where(mask.reshape(shape), jax.lax.stop_gradient(value), value)
