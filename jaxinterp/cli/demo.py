@@ -1,0 +1,253 @@
+"""jaxinterp demo: a small experiment on a real language model, told from its prediction down to the heads that make it.
+
+The task is indirect object identification (Wang et al. 2022, arXiv:2211.00593): after "When Mary and John went to the
+store, John gave a drink to" the model should say Mary, the name that was not repeated. Everything that the report
+shows is read off one run of two prompts:
+
+    predictions   the softmax of the logits at the last position
+    layer by layer   the residual stream after each layer, read by the model's own final norm and unembedding (logit
+                  lens, nostalgebraist 2020): the model is resumed at its end with that residual stream
+    components    with the final norm's denominator held, logits are linear in the residual stream, so what each head,
+                  each MLP and the embedding wrote adds up to the logit difference (direct logit attribution); exact
+                  but for biases, which are shown as the rest
+    attention     where the heads with the largest parts look from the last position
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxinterp.cli.common import DEFAULT_MODEL, Debug, Dtype, Json, about, emit, emit_json, load_model, working
+from jaxinterp.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxinterp.model.language_model import LanguageModel
+    from jaxinterp.model.trace import Prediction
+    from jaxinterp.views import View
+
+NAME = "demo"
+EXAMPLE = "jaxinterp demo --out demo.html"
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+RIGHT, WRONG = " Mary", " John"
+SHOWN_HEADS = 6
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="The report's file: .html, .png, .json or .txt.")] = Path("demo.html"),
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Watch SmolLM2 (135M) work out who receives the drink, and which of its heads do it."""
+    if out.suffix not in (".html", ".png", ".json", ".txt"):
+        raise InputError(f"--out ends in .html, .png, .json or .txt; got {str(out)!r}.")
+    begin = time.perf_counter()
+    lm = load_model(DEFAULT_MODEL, dtype)
+    loaded = time.perf_counter()
+    with working("running"):
+        found = experiment(lm)
+    ran = time.perf_counter()
+    view = picture(found, about(lm, DEFAULT_MODEL, dtype, "model"))
+    try:
+        view.save(out)
+    except OSError as error:
+        raise InputError(f"Cannot write {out}: {error.strerror or error}. Give another place with --out.") from error
+    seconds = {"load": loaded - begin, "run": ran - loaded}
+    if as_json:
+        emit_json(found.as_dict() | {"report": str(out.resolve()), "seconds": seconds})
+        return
+    emit(view)
+    print(f"\nloaded in {seconds['load']:.1f} s, compiled and ran in {seconds['run']:.1f} s\nreport: {out.resolve()}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What the experiment measured; the prompts' axis B is (clean, corrupt).
+
+    Attributes:
+        tokens: the clean prompt's token strings.
+        predictions: the likeliest next tokens of each prompt.
+        difference: [B] logit(right) - logit(wrong).
+        lens: [L B] the same, read off the residual stream after each layer.
+        heads: [B L H] each head's part of the difference.
+        mlps: [B L] each MLP's part.
+        embedding: [B] the embedding's part.
+        patterns: [L H K] attention of the clean prompt's last position.
+    """
+
+    tokens: list[str]
+    predictions: "list[list[Prediction]]"
+    difference: "np.ndarray"
+    lens: "np.ndarray"
+    heads: "np.ndarray"
+    mlps: "np.ndarray"
+    embedding: "np.ndarray"
+    patterns: "np.ndarray"
+
+    def parts(self) -> "dict[str, np.ndarray]":
+        """[B] sums of the parts; the rest is what no component accounts for: biases, and rounding."""
+        sums = {"embedding": self.embedding, "heads": self.heads.sum(axis=(1, 2)), "MLPs": self.mlps.sum(axis=1)}
+        return sums | {"rest": self.difference - sum(sums.values())}
+
+    def strongest(self, count: int) -> list[tuple[int, int]]:
+        """The heads (layer, head) with the largest parts in the clean prompt, of either sign."""
+        order = abs(self.heads[0]).ravel().argsort()[::-1][:count]
+        return [divmod(int(flat), self.heads.shape[2]) for flat in order]
+
+    def parting_layer(self) -> int:
+        """The first layer after which the prompts' read-offs are at least half as far apart as at the end."""
+        gap = self.lens[:, 0] - self.lens[:, 1]
+        return int((gap >= gap[-1] / 2).argmax())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings as JSON values."""
+        names = ("clean", "corrupt")
+        return {
+            "prompts": {"clean": CLEAN, "corrupt": CORRUPT},
+            "predictions": {name: [dataclasses.asdict(p) for p in row] for name, row in zip(names, self.predictions, strict=True)},
+            "logit_difference": dict(zip(names, self.difference.tolist(), strict=True)),
+            "by_layer": {name: self.lens[:, i].tolist() for i, name in enumerate(names)},
+            "parts": {part: dict(zip(names, values.tolist(), strict=True)) for part, values in self.parts().items()},
+            "heads": {f"{layer}.{head}": float(self.heads[0, layer, head]) for layer, head in self.strongest(20)},
+        }
+
+
+def experiment(lm: "LanguageModel") -> Findings:
+    """Run both prompts once and read everything off that run."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import jaxinterp as ji
+
+    last = ji.at(position=-1)
+    sites = {"embed": last, "resid_post": last, "mlp_out": last, "z": last, "pattern": ji.at(query=-1)}
+    trace = ji.run(lm, [CLEAN, CORRUPT], sites=sites)
+    metric = ji.metrics.logit_difference(RIGHT, WRONG).bind(lm)
+    embed, resid, mlp, z = (trace[site] for site in ("embed", "resid_post", "mlp_out", "z"))  # [B D], [L B D], [L B D], [L B H E]
+
+    def read(stream: jax.Array, rules: ji.Rules) -> jax.Array:
+        """The metric [N] of residual streams [N D] after the last layer: the model resumed at its end."""
+        ids = jnp.zeros((stream.shape[0], 1), jnp.int32)
+        end = (lm.config.n_layers, stream[:, None, :])
+        return metric(ji.forward(lm.params, ids, lm.config, start=end, rules=rules))
+
+    depth, batch, width = resid.shape
+    lens = read(resid.reshape(depth * batch, width), ji.Rules()).reshape(depth, batch)
+    # With the norm's denominator held, the metric is linear in the stream: its gradient is the direction that it reads.
+    direction = jax.grad(lambda stream: read(stream, ji.Rules(norms=("ln_final",))).sum())(resid[-1])
+    head_out = jnp.einsum("LBHE,LHED->LBHD", z, lm.params["blocks"][0]["attn"]["W_O"])
+    return Findings(
+        tokens=lm.to_strings(trace.tokens)[0],
+        predictions=trace.top(5),
+        difference=np.asarray(metric(trace)),
+        lens=np.asarray(lens),
+        heads=np.asarray(jnp.einsum("LBHD,BD->BLH", head_out, direction)),
+        mlps=np.asarray(jnp.einsum("LBD,BD->BL", mlp, direction)),
+        embedding=np.asarray(jnp.einsum("BD,BD->B", embed, direction)),
+        patterns=np.asarray(trace["pattern"][:, 0]),
+    )
+
+
+def picture(found: Findings, provenance: dict[str, str]) -> "View":
+    """The findings as a report."""
+    from jaxinterp.views import Section, report
+
+    total, parting = _signed(found.difference[0]), found.parting_layer()
+    gap = abs(found.lens[:, 0] - found.lens[:, 1])
+    sections = [
+        Section(
+            "Who gets the drink?",
+            f"clean:  {CLEAN} ...\ncorrupt:  {CORRUPT} ...\nWhere John gives, Mary receives. One name is changed, and the answer changes.",
+            _predictions(found),
+        ),
+        Section(
+            "The answer appears late",
+            "The residual stream after each layer, read at the last position as if the model ended there. "
+            f"Through layer {parting - 1} the prompts read within {gap[:parting].max():.1f} of each other; "
+            f"after layer {parting} they are {gap[parting]:.1f} apart.",
+            (_by_layer(found),),
+        ),
+        Section(
+            "What writes it",
+            "With the final norm's denominator held, the logit difference is a sum of what the embedding, every head and every MLP wrote. "
+            f"These are the parts of both prompts, and of each head in the clean prompt's {total}.",
+            (_parts(found), _heads(found)),
+        ),
+        Section(
+            "Where the heads look",
+            f"Attention from the last position of the clean prompt, for the heads with the largest parts of its {total}. A positive part "
+            "speaks for ␣Mary: a head that looks at ␣John and has a positive part writes against the name that it sees.",
+            (_patterns(found),),
+        ),
+    ]
+    return report("Who gets the drink? Inside a language model", sections, provenance=provenance)
+
+
+UNIT = "logit(␣Mary) − logit(␣John)"
+
+
+def _signed(value: float) -> str:
+    from jaxinterp.views.numbers import number
+
+    return number(float(value), "signed")
+
+
+def _predictions(found: Findings) -> "tuple[View, ...]":
+    from jaxinterp.views import table
+
+    return tuple(
+        table(
+            f"{name}:  {UNIT} = {_signed(difference)}",
+            {"next token": ("token", [p.token for p in best]), "probability": ("percent", [p.probability for p in best])},
+        )
+        for name, best, difference in zip(("clean", "corrupt"), found.predictions, found.difference, strict=True)
+    )
+
+
+def _by_layer(found: Findings) -> "View":
+    from jaxinterp.views import line
+
+    series = {"clean": found.lens[:, 0], "corrupt": found.lens[:, 1]}
+    return line("Logit lens", series, normalisation=f"{UNIT}, read after each layer")
+
+
+def _parts(found: Findings) -> "View":
+    from jaxinterp.views import table
+
+    parts = found.parts() | {"all": found.difference}
+    columns = {
+        "clean": [p[0] for p in parts.values()],
+        "corrupt": [p[1] for p in parts.values()],
+        "apart": [p[0] - p[1] for p in parts.values()],
+    }
+    return table(
+        "The sum", {"part": ("text", list(parts))} | {name: ("signed", values) for name, values in columns.items()}, normalisation=UNIT
+    )
+
+
+def _heads(found: Findings) -> "View":
+    from jaxinterp.views import heatmap
+
+    return heatmap("Direct logit attribution of heads", found.heads[0], ("layer", "head"), normalisation=f"part of {UNIT}, clean prompt")
+
+
+def _patterns(found: Findings) -> "View":
+    from jaxinterp.views import attention
+
+    strongest = found.strongest(SHOWN_HEADS)
+    layers, heads = zip(*strongest, strict=True)
+    return attention(
+        "The heads with the largest parts",
+        found.patterns[layers, heads],
+        found.tokens,
+        heads=[f"{layer}.{head}" for layer, head in strongest],
+        notes=[_signed(found.heads[0, layer, head]) for layer, head in strongest],
+    )

@@ -1,0 +1,216 @@
+"""Pictures in the terminal, by rich: colour where there is colour, the same facts in characters where there is none."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from jaxinterp.views.colours import SERIES, Theme, colour_at, readable_on
+from jaxinterp.views.numbers import cell_number, number
+from jaxinterp.views.numbers import column as column_texts
+from jaxinterp.views.payload import View
+from jaxinterp.views.terminal_plot import bar, line_plot
+from jaxinterp.views.tokens import shorten
+
+PLAIN = {"␣": "_", "⏎": "\\n", "␍": "\\r", "⇥": "\\t", "∅": "<empty>", "−": "-", "–": "-", "…": "...", "·": "|", "∞": "inf", "↵": "\\n"}
+MOST_BLOCKS = 4  # a heatmap wider than the terminal is continued below itself this many times
+
+
+def show(view: View, console: Console | None = None) -> None:
+    """Print a view, on a terminal of any encoding."""
+    write(console or Console(), lambda out: out.print(render(view, out)))
+
+
+def write(console: Console, draw: Callable[[Console], None]) -> None:
+    """Let `draw` print on the console; what a terminal without UTF-8 cannot write is spelt in ASCII."""
+    if not console.options.ascii_only:
+        draw(console)
+        return
+    with console.capture() as captured:
+        draw(console)
+    text = captured.get().translate(str.maketrans(PLAIN))
+    console.file.write(text.encode(console.encoding, "backslashreplace").decode(console.encoding))
+    console.file.flush()
+
+
+def render(view: View, console: Console) -> RenderableType:
+    """A view as something that rich prints on this console."""
+    if view.kind == "report":
+        return Group(*_report(view, console))
+    body = {"table": _table, "line": _line, "heatmap": _heatmap, "attention": _attention}[view.kind](view, console)
+    head = [Text(view.title, style="bold")] if view.title else []
+    note = [Text(view.normalisation, style="dim")] if view.normalisation and view.kind != "line" else []
+    return Group(*head, *note, body)
+
+
+def theme() -> Theme:
+    """Whether the terminal is light, as far as it says (COLORFGBG); dark otherwise."""
+    background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    return "light" if background in ("7", "15") else "dark"
+
+
+def _coloured(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _report(view: View, console: Console) -> Iterator[RenderableType]:
+    for i, part in enumerate(view.sections):
+        yield Text("" if i == 0 else "\n") + Text(part.heading, style="bold underline")
+        if part.text:
+            yield Text(part.text)
+        for group in _side_by_side(part.views, console):
+            yield Padding(group, (1, 0, 0, 2))
+    made = " · ".join(f"{key} {value}" for key, value in view.provenance.items())
+    if made:
+        yield Text(f"\n{made}", style="dim")
+
+
+def _side_by_side(views: tuple[View, ...], console: Console) -> Iterator[RenderableType]:
+    """Tables stand beside each other where the terminal is wide enough for all; everything else one below the other."""
+    rendered = [render(view, console) for view in views]
+    needed = sum(console.measure(r).maximum + 4 for r in rendered) if views and all(view.kind == "table" for view in views) else None
+    if needed is None or needed > console.width - 2:
+        yield from rendered
+        return
+    grid = Table.grid(padding=(0, 4))
+    grid.add_row(*rendered)
+    yield grid
+
+
+def _table(view: View, console: Console) -> RenderableType:
+    columns = view.options["columns"]
+    named = any(entry["name"].strip() for entry in columns)
+    out = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", show_header=named)
+    kinds = {entry["name"]: entry["kind"] for entry in columns}
+    ascii_only = console.options.ascii_only
+    for column in columns:
+        side = "right" if column["kind"] in ("number", "signed") else "left"
+        out.add_column(column["name"], justify=side, no_wrap=column["kind"] != "text")
+    first = columns[0]["name"]
+    texts = {name: column_texts(array.tolist(), kinds[name]) for name, array in view.arrays.items()}
+    for i in range(len(view.labels[first] if first in view.labels else view.arrays[first])):
+        cells: list[Text] = []
+        for column in columns:
+            name, kind = column["name"], column["kind"]
+            if kind == "token":
+                cells.append(Text(shorten(view.labels[name][i], 24), style="bold"))
+            elif kind == "text":
+                cells.append(Text(view.labels[name][i]))
+            else:
+                value, text = float(view.arrays[name][i]), Text(texts[name][i].rjust(7 if kind == "percent" else 0))
+                cells.append(text.append(" ").append(bar(value, 16, ascii_only), style=SERIES[theme()][0]) if kind == "percent" else text)
+        out.add_row(*cells)
+    return out
+
+
+def _line(view: View, console: Console) -> RenderableType:
+    return line_plot(view, min(console.width - 4, 100), SERIES[theme()], ascii_only=console.options.ascii_only)
+
+
+def _cell(value: float, text: str, scale: dict, colour: bool) -> Text:
+    """One cell: text on the scale's colour, or text alone."""
+    if not colour or not np.isfinite(value):
+        return Text(text)
+    fraction = (value - scale["low"]) / (scale["high"] - scale["low"])
+    if scale["kind"] == "sequential" and fraction < 0.03:
+        return Text(text)
+    paper = colour_at(fraction, scale["kind"], theme())
+    ink = readable_on(paper)
+    return Text(text, Style(color=f"rgb{ink}".replace(" ", ""), bgcolor=f"rgb{paper}".replace(" ", "")))
+
+
+def _shade(value: float, scale: dict, ascii_only: bool) -> str:
+    """Two characters for a cell without colour: its sign and how far it is from zero (or from low)."""
+    if not np.isfinite(value):
+        return "  "
+    ramp = " .:*#" if ascii_only else " ░▒▓█"
+    if scale["kind"] == "diverging":
+        step = min(int(abs(value) / scale["high"] * 4.999), 4)
+        return (" " if step == 0 else "+" if value > 0 else "-") + ramp[step]
+    step = min(int((value - scale["low"]) / (scale["high"] - scale["low"]) * 4.999), 4)
+    return ramp[step] * 2
+
+
+def _heatmap(view: View, console: Console) -> RenderableType:
+    values, scale = view.arrays["values"], view.options["scale"]
+    rows, columns = (view.axis_labels(axis) for axis in view.axes["values"])
+    colour, ascii_only = _coloured(console), console.options.ascii_only
+    largest = max(abs(scale["low"]), abs(scale["high"]))
+    margin = max(min(max(map(len, rows), default=0), 16), len(view.axes["values"][0])) + 1
+    room = max(console.width - margin - 4, 8)
+    numbered = room >= 7 * len(columns)
+    width = 7 if numbered else 2
+    fits = room // width
+    lines = []
+    for block, begin in enumerate(range(0, len(columns), fits)):
+        if block == MOST_BLOCKS:
+            rest = f"… {len(columns) - begin} more columns do not fit here; the HTML picture shows all {len(columns)}"
+            lines.append(Text(rest, style="dim"))
+            break
+        shown = range(begin, min(begin + fits, len(columns)))
+        heads = _column_heads([columns[j] for j in shown], width, view.axes["values"][1])
+        lines.append(Text(view.axes["values"][0].ljust(margin), style="dim") + heads)
+        for i, row in enumerate(rows):
+            text = Text(shorten(row, margin - 1).ljust(margin), style="dim")
+            for j in shown:
+                value = float(values[i, j])
+                inside = "  " if colour else _shade(value, scale, ascii_only)
+                if numbered:
+                    inside = cell_number(value, largest, scale["kind"] == "diverging").center(width)
+                text.append_text(_cell(value, inside, scale, colour))
+            lines.append(text)
+    return Text("\n").join(lines)
+
+
+def _column_heads(names: list[str], width: int, axis: str) -> Text:
+    """Names above columns; where they do not fit, the first and the last."""
+    if all(len(shorten(name, 99)) < max(width, 2) for name in names):
+        return Text("".join(shorten(name, width).center(width) for name in names), style="dim")
+    first, last = shorten(names[0], 10), shorten(names[-1], 10)
+    span = len(names) * width
+    return Text(f"{axis} {first} … {last}" if span < len(first) + len(last) + 4 else first + last.rjust(span - len(first)), style="dim")
+
+
+def _attention(view: View, console: Console) -> RenderableType:
+    pattern = view.arrays["pattern"]
+    if pattern.ndim == 4:
+        return _strongest(view)
+    lines = []
+    for i, name in enumerate(view.axis_labels("head")):
+        note = view.labels["note"][i] if "note" in view.labels else ""
+        best = np.argsort(-pattern[i], kind="stable")[:3].tolist()
+        looks = " · ".join(f"{_named(view.tokens, k)} {number(float(pattern[i, k]), 'percent')}" for k in best)
+        lines.append(Text.assemble((f"{name:>5} ", "bold"), (f" {note}" if note else "", "dim"), f"  looks at {looks}"))
+        if _coloured(console):
+            scale = view.options["scale"]
+            words = [_cell(float(pattern[i, k]), shorten(token, 16), scale, True) for k, token in enumerate(view.tokens)]
+            lines.append(Text("      ") + Text("").join(words))
+    return Text("\n").join(lines)
+
+
+def _named(tokens: tuple[str, ...], position: int) -> str:
+    """A token, with its position where the prompt holds it more than once."""
+    shown = shorten(tokens[position], 16)
+    return f"{shown}@{position}" if tokens.count(tokens[position]) > 1 else shown
+
+
+def _strongest(view: View) -> RenderableType:
+    """Of a whole pattern, the last query's strongest looks at keys other than the first token, where idle heads rest."""
+    last = np.nan_to_num(view.arrays["pattern"][:, :, -1, :]).copy()
+    last[:, :, 0] = -1.0
+    order = np.argsort(-last.reshape(-1), kind="stable")[:10]
+    out = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    for name in ("head", "looks at", "position", "share"):
+        out.add_column(name, justify="left" if name == "looks at" else "right")
+    for flat in order:
+        layer, head, key = np.unravel_index(flat, last.shape)
+        share = float(last[layer, head, key])
+        if share >= 0:
+            out.add_row(f"{layer}.{head}", Text(shorten(view.tokens[key], 24)), str(key), number(share, "percent"))
+    return Group(Text("from the last position, keys after the first; the HTML picture shows every pattern", style="dim"), out)

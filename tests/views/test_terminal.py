@@ -1,0 +1,65 @@
+"""Pictures in terminals: wide and narrow, with and without colour, with and without Unicode."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxinterp.views import View, heatmap, line
+from jaxinterp.views.render import save
+from jaxinterp.views.terminal import show
+from tests.views.samples import every_kind
+
+
+def printed(view: View, width: int = 100, encoding: str = "utf-8", **options: object) -> str:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    show(view, Console(file=stream, width=width, legacy_windows=False, **{"color_system": None} | options))  # type: ignore[arg-type]
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("kind", every_kind())
+@pytest.mark.parametrize("width", [40, 100])
+def test_every_kind_fits_the_width(kind: str, width: int) -> None:
+    text = printed(every_kind()[kind], width)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_a_terminal_without_utf8_gets_ascii(kind: str) -> None:
+    text = printed(every_kind()[kind], encoding="ascii")
+    assert text.isascii() and text.strip()
+
+
+def test_without_colour_the_numbers_are_there() -> None:
+    text = printed(heatmap("grid", np.array([[2.86, -1.07], [np.nan, 0.001]]), ("layer", "head")))
+    assert "\x1b" not in text
+    assert all(part in text for part in ("+2.86", "−1.07", "0.00", "–"))
+
+
+def test_with_colour_cells_are_painted() -> None:
+    text = printed(heatmap("grid", np.array([[3.0, -3.0]]), ("layer", "head")), color_system="truecolor", force_terminal=True)
+    assert len(set(re.findall(r"48;2;(\d+;\d+;\d+)", text))) == 2
+
+
+def test_a_grid_too_wide_for_the_terminal_says_what_is_missing() -> None:
+    text = printed(heatmap("grid", np.ones((2, 500)), ("layer", "neuron")), width=60)
+    shown = 4 * ((60 - 6 - 4) // 2)
+    assert f"… {500 - shown} more columns do not fit here" in text
+
+
+def test_tokens_are_text_and_never_markup() -> None:
+    text = printed(every_kind()["attention"])
+    assert "[red]" in printed(every_kind()["table"]) and "23.3" in text and "+2.86" in text
+
+
+def test_a_line_ends_with_its_name_and_last_value() -> None:
+    text = printed(line("lens", {"clean": [0.0, 1.0, 6.12], "corrupt": [0.0, np.nan, -5.49]}, normalisation="logit difference"))
+    assert "clean +6.12" in text and "corrupt −5.49" in text and "logit difference" in text
+
+
+def test_saved_as_text_it_has_no_escape_codes(tmp_path) -> None:
+    path = save(every_kind()["report"], tmp_path / "report.txt")
+    assert "\x1b" not in path.read_text(encoding="utf-8")
