@@ -10,7 +10,7 @@ from jaxinterp.checkpoints.load import load
 from jaxinterp.checkpoints.save import save
 from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
 from jaxinterp.model import edits
-from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
+from jaxinterp.model.config import Experts, Rotary, RotaryScaling, TransformerConfig
 from jaxinterp.model.language_model import LanguageModel, stack
 from jaxinterp.model.parameters import init_params, parameter_shapes, partition_specs
 from jaxinterp.model.rules import Rules
@@ -27,7 +27,7 @@ from jaxinterp.runs.run import run
 __version__ = "0.1.0"
 
 __all__ = [
-    "SITES", "CheckpointError", "FetchError", "InputError", "JaxinterpError", "LanguageModel", "MemoryPlanError", "Rotary", "RotaryScaling",
-    "Rules", "Tokens", "Trace", "TransformerConfig", "activations", "at", "edits", "forward", "heads", "init_params", "load", "metrics",
-    "parameter_shapes", "partition_specs", "plan", "run", "save", "stack",
+    "SITES", "CheckpointError", "Experts", "FetchError", "InputError", "JaxinterpError", "LanguageModel", "MemoryPlanError",
+    "Rotary", "RotaryScaling", "Rules", "Tokens", "Trace", "TransformerConfig", "activations", "at", "edits", "forward", "heads",
+    "init_params", "load", "metrics", "parameter_shapes", "partition_specs", "plan", "run", "save", "stack",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
+from jaxinterp.model.config import Experts, Rotary, RotaryScaling, TransformerConfig
 from jaxinterp.model.parameters import parameter_shapes
 from jaxinterp.model.tokens import Tokens
 
@@ -41,13 +41,21 @@ CONFIGS: dict[str, TransformerConfig] = {
     ),
     "olmo2": _config(norm_position="output", qk_norm="whole", unembed="own", rotary_layers=(0, -1, 0)),
     "bert": _config(
-        norm_position="post", causal=False, final_norm=False, n_kv_heads=4, embed_norm=True, gated=False, activation="gelu",
+        norm_position="post", causal=False, final_norm=False, n_kv_heads=4, embed_norm="sum", gated=False, activation="gelu",
         **LAYER_NORM, **LEARNED, **BIASES,
     ),
-    "bloom": _config(positions="alibi", rotary=(), embed_norm=True, n_kv_heads=1, **PLAIN_MLP, **LAYER_NORM, **BIASES),
+    "bloom": _config(positions="alibi", rotary=(), embed_norm="token", n_kv_heads=1, **PLAIN_MLP, **LAYER_NORM, **BIASES),
     "oss": _config(sinks=True, activation="quick_gelu", mlp_clamp=1.5, mlp_up_offset=1.0, qkv_clip=2.0, windows=(2, 0, 2), **BIASES),
     "granite": _config(residual_multiplier=0.7, logit_scale=0.5, embed_scale=3.0, score_scale=(0.2, 0.4, 0.3), qk_norm="per_head"),
     "attention": _config(d_mlp=0, norm="none", final_norm=False, **LEARNED),
+    "moe": _config(experts=Experts(6, 2, 10), d_mlp=0, qk_norm="head"),
+    "mixed": _config(
+        experts=Experts(5, 3, 10, normalise=False, router_bias=True, d_shared=12, shared_gate=True, layers=(False, True, True)), **BIASES
+    ),
+    "masked": _config(
+        norm_position="post", causal=False, n_kv_heads=4, embed_norm="sum", gated=False, activation="gelu", unembed_bias=True,
+        n_token_types=2, final_dense="gelu", pooler=True, d_embed=14, **LAYER_NORM, **LEARNED, **BIASES,
+    ),
     "solu": _config(gated=False, activation="solu", norm="layer", norm_gain="none", unembed="own"),
     "one": _config(n_layers=1, n_heads=3, n_kv_heads=3, d_head=10, rotary=(Rotary(10),), activation="relu2", gated=False),
 }
@@ -63,9 +71,9 @@ def params(config: TransformerConfig, dtype: Any = jnp.float32, seed: int = 0) -
         random = np.random.default_rng([zlib.crc32(name.encode()), seed]).normal(size=shape.shape)
         if name.endswith("['w']"):
             value = 0.3 * random + (1.0 if config.norm_gain == "w" else 0.0)
-        elif "['b" in name or "sink" in name:
+        elif "['b" in name or name.endswith("['w_shared']") or "sink" in name:
             value = 0.3 * random
-        elif "W_E" in name or "W_pos" in name:
+        elif "W_E" in name or "W_pos" in name or "W_type" in name:
             value = 0.8 * random
         else:
             value = random * (2.0 / np.sqrt(shape.shape[-2] if "W_O" not in name else shape.shape[-3] * shape.shape[-2]))

@@ -164,7 +164,7 @@ class Attention(nn.Module):
         scores = scores * jnp.asarray(place.scale, wide)
         if config.positions == "alibi":
             distance = jnp.abs(place.positions[:, None, :, None] - place.positions[:, None, None, :])
-            scores = scores - jnp.asarray(alibi_slopes(config.n_heads), wide)[None, :, None, None] * distance
+            scores = scores - jnp.asarray(config.alibi_slopes or alibi_slopes(config.n_heads), wide)[None, :, None, None] * distance
         if config.score_soft_cap is not None:
             scores = config.score_soft_cap * jnp.tanh(scores / config.score_soft_cap)
         return scores

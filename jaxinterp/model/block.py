@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.model.attention import Attention, Place
 from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.experts import MixtureOfExperts
 from jaxinterp.model.mlp import MLP
 from jaxinterp.model.norm import Norm
 from jaxinterp.model.tap import Tap
@@ -22,9 +23,11 @@ class Block(nn.Module):
 
     Attributes:
         config: the model's config.
+        experts: whether the MLP of this layer is a mixture of experts.
     """
 
     config: TransformerConfig
+    experts: bool = False
 
     @nn.compact
     def __call__(self, resid: Float[Array, "B P D"], place: Place, tap: Tap) -> tuple[Float[Array, "B P D"], dict[str, Array]]:
@@ -49,7 +52,8 @@ class Block(nn.Module):
 
     def _mlp(self, normed: Float[Array, "B P D"], tap: Tap) -> Float[Array, "B P D"]:
         """What the MLP adds to the residual stream."""
-        return self._added("mlp", MLP(self.config, name="mlp")(tap("mlp_in", normed), tap), tap)
+        layer = MixtureOfExperts(self.config, name="experts") if self.experts else MLP(self.config, name="mlp")
+        return self._added("mlp", layer(tap("mlp_in", normed), tap), tap)
 
     def _norm(self, name: str, x: Float[Array, "B P D"], tap: Tap) -> Float[Array, "B P D"]:
         rule = "post" if name.endswith("_post") else name

@@ -18,6 +18,7 @@ Positions = Literal["rotary", "learned", "alibi", "none"]
 QKNorm = Literal["none", "head", "per_head", "whole"]
 Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "solu"]
 Unembed = Literal["tied", "own", "none"]
+EmbedNorm = Literal["none", "token", "sum"]
 ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "qk_norm": ("none", "head", "per_head", "whole"),
     "activation": ("relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "solu"),
     "unembed": ("tied", "own", "none"),
+    "embed_norm": ("none", "token", "sum"),
 }
 
 
@@ -79,6 +81,45 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP (Shazeer et al. 2017, arXiv:1701.06538).
+
+    Attributes:
+        n: experts of a layer (axis X).
+        per_token: experts that each token goes to (axis S), those of the largest router weight.
+        d_expert: neurons of an expert (axis M).
+        normalise: whether the weights of the chosen experts are scaled to sum to 1.
+        router_bias: a bias on the router's logits.
+        d_shared: neurons of an expert that every token goes to; 0 for none.
+        shared_gate: whether the shared expert's output is multiplied by sigmoid(x w).
+        layers: for each layer, whether it has experts or a dense MLP; () means experts everywhere.
+    """
+
+    n: int
+    per_token: int
+    d_expert: int
+    normalise: bool = True
+    router_bias: bool = False
+    d_shared: int = 0
+    shared_gate: bool = False
+    layers: tuple[bool, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Consecutive layers of one structure: one stack of weights, one scan.
+
+    Attributes:
+        start, stop: layers start .. stop-1.
+        experts: whether their MLP is a mixture of experts.
+    """
+
+    start: int
+    stop: int
+    experts: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Every architectural choice of a transformer.
 
@@ -87,7 +128,8 @@ class TransformerConfig:
         d_vocab: rows of the embedding; axis letter V.
         n_ctx: the longest prompt in tokens that the model accepts.
         n_kv_heads: key/value heads (axis G); n_heads is a multiple. 1 is multi-query, n_heads is plain multi-head.
-        d_mlp: neurons of a layer (axis M); 0 means that blocks have attention only.
+        d_mlp: neurons of a dense MLP (axis M); 0 means that blocks have attention only, or experts only.
+        experts: a mixture of experts in some or all layers, or None.
 
         norm: "layer" subtracts the mean and divides by the standard deviation; "rms" divides by the root mean square;
             "none" passes the value on.
@@ -98,10 +140,14 @@ class TransformerConfig:
             and 3). "output": x + norm(f(x)) (OLMo 2). "post": norm(x + f(x)) (BERT).
         parallel: "no" feeds the MLP from the residual stream after attention; "one_norm" gives attention and MLP the
             same normed input and adds both at once (GPT-J); "two_norms" the same with a norm each (GPT-NeoX).
-        embed_norm: a norm of the token embedding (BLOOM).
+        embed_norm: "token" norms the token embedding (BLOOM); "sum" norms it with positions and token types added (BERT).
         final_norm: a norm before the unembedding.
+        final_dense: a dense layer with this activation before the final norm (the head of masked language models), or None.
+        pooler: a dense layer with tanh on the first token's last residual stream (BERT): site `pooled`.
+        d_embed: width of the token embedding where it differs and is projected to d_model and back (OPT 350m), or None.
 
         positions: "rotary", "learned" (added to the embedding), "alibi" (a bias on scores) or "none".
+        alibi_slopes: for each head, how much a score falls a token of distance; () is the usual powers of two.
         position_offset: rows skipped at the start of the learned positions (OPT: 2).
         n_token_types: rows of a token type embedding (BERT); 0 for none.
         rotary: the distinct rotary settings of the model.
@@ -141,6 +187,7 @@ class TransformerConfig:
     n_ctx: int
     n_kv_heads: int
     d_mlp: int
+    experts: Experts | None = None
 
     norm: NormKind = "rms"
     norm_gain: NormGain = "w"
@@ -148,10 +195,14 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     norm_position: NormPosition = "pre"
     parallel: Parallel = "no"
-    embed_norm: bool = False
+    embed_norm: EmbedNorm = "none"
     final_norm: bool = True
+    final_dense: Activation | None = None
+    pooler: bool = False
+    d_embed: int | None = None
 
     positions: Positions = "rotary"
+    alibi_slopes: tuple[float, ...] = ()
     position_offset: int = 0
     n_token_types: int = 0
     rotary: tuple[Rotary, ...] = ()
@@ -210,12 +261,44 @@ class TransformerConfig:
             raise InputError(f"TransformerConfig.score_scale has {len(self.score_scale)} entries for {self.n_layers} layers.")
         if self.parallel != "no" and self.norm_position != "pre":
             raise InputError(f"parallel={self.parallel!r} needs norm_position='pre', not {self.norm_position!r}.")
+        if self.alibi_slopes and len(self.alibi_slopes) != self.n_heads:
+            raise InputError(f"TransformerConfig.alibi_slopes has {len(self.alibi_slopes)} entries for {self.n_heads} heads.")
+        if self.final_dense is not None and self.final_dense not in CHOICES["activation"]:
+            raise InputError(f"TransformerConfig.final_dense is {self.final_dense!r}; expected an activation or None.")
+        self._check_experts()
         if self.gated and self.activation == "solu":
             raise InputError("activation='solu' is not defined for a gated MLP.")
 
+    def _check_experts(self) -> None:
+        experts = self.experts
+        if experts is None:
+            return
+        if not 1 <= experts.per_token <= experts.n:
+            raise InputError(f"Experts.per_token is {experts.per_token}; expected 1 to {experts.n}, the number of experts.")
+        if experts.d_expert < 1:
+            raise InputError(f"Experts.d_expert is {experts.d_expert}; expected at least 1.")
+        if experts.layers and len(experts.layers) != self.n_layers:
+            raise InputError(f"Experts.layers has {len(experts.layers)} entries for {self.n_layers} layers.")
+        if not all(experts.layers) and self.d_mlp < 1:
+            raise InputError("Experts.layers leaves some layers dense, so d_mlp must say how many neurons they have.")
+
     @property
     def has_mlp(self) -> bool:
-        return self.d_mlp > 0
+        return self.d_mlp > 0 or self.experts is not None
+
+    @property
+    def expert_layers(self) -> tuple[bool, ...]:
+        """For each layer, whether its MLP is a mixture of experts."""
+        if self.experts is None:
+            return (False,) * self.n_layers
+        return self.experts.layers or (True,) * self.n_layers
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Runs of layers of one structure, in order: the stacks of `params["blocks"]`."""
+        kinds, starts = self.expert_layers, [0]
+        starts += [layer for layer in range(1, self.n_layers) if kinds[layer] != kinds[layer - 1]]
+        return tuple(Group(start, stop, kinds[start]) for start, stop in zip(starts, [*starts[1:], self.n_layers], strict=True))
 
     @property
     def layer_scales(self) -> tuple[float, ...]:
@@ -239,7 +322,8 @@ class TransformerConfig:
         """Sizes of the axes that the config fixes, by their letters."""
         return {
             "L": self.n_layers, "D": self.d_model, "H": self.n_heads, "G": self.n_kv_heads,
-            "E": self.d_head, "M": self.d_mlp, "V": self.d_vocab, "1": 1,
+            "E": self.d_head, "M": self.experts.d_expert if self.experts else self.d_mlp, "N": self.d_mlp, "V": self.d_vocab, "1": 1,
+            "X": self.experts.n if self.experts else 0, "S": self.experts.per_token if self.experts else 0,
         }  # fmt: skip
 
     def replace(self, **changes: object) -> "TransformerConfig":

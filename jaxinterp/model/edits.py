@@ -26,7 +26,7 @@ from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.norm import at_least_float32
 from jaxinterp.model.selection import SELECTORS, Heads, check_selection, pick, selection_mask
-from jaxinterp.model.sites import SITES, Site, check_site
+from jaxinterp.model.sites import SITES, Site, check_site, site_of
 from jaxinterp.model.tokens import Tokens, concrete
 
 When = Literal["all", "prompt", "new"] | tuple[int, ...]
@@ -67,9 +67,9 @@ class Edit:
     per_layer: bool = False
     when: When = "all"
 
-    def scanned(self) -> tuple[bool, ...]:
-        """For each argument, whether it holds one entry a layer."""
-        site = SITES[self.site]
+    def scanned(self, config: TransformerConfig) -> tuple[bool, ...]:
+        """For each argument, whether it holds one entry for each layer that has the site."""
+        site = site_of(self.site, config)
         if not self.broadcasts:
             return (self.per_layer,) * len(self.arguments)
         return tuple(site.per_layer and np.ndim(argument) == len(site.axes) for argument in self.arguments)
@@ -208,7 +208,7 @@ def _names(mixes: Iterable[str]) -> tuple[str, ...]:
 
 def _last_axis(site: str) -> tuple[str, ...]:
     """Operations on directions mix the last axis, which `neuron` selects at MLP sites."""
-    return ("neuron",) if site in SITES and SITES[site].axes.endswith("M") else ()
+    return ("neuron",) if site in SITES and SITES[site].axes[-1] in SELECTORS["neuron"] else ()
 
 
 def _direction(name: str, direction: Any) -> Any:
@@ -265,8 +265,9 @@ def _swap(x: Array, a: Array, b: Array) -> Array:
 
 
 def apply_edit(
-    edit: Edit, arguments: Sequence[Array], inputs: Sequence[Array], value: Array, layer: Int[Array, ""] | None, tokens: Tokens
-) -> Array:
+    edit: Edit, arguments: Sequence[Array], inputs: Sequence[Array], value: Array, layer: Int[Array, ""] | None, tokens: Tokens,
+    site: Site, chosen: Int[Array, "B P S"] | None = None,
+) -> Array:  # fmt: skip
     """The value of a site after one edit.
 
     Args:
@@ -276,11 +277,12 @@ def apply_edit(
         value: the site's value before the edit.
         layer: the layer it belongs to, or None at a site outside the blocks.
         tokens: the prompts.
+        site: the site as it is on this model.
+        chosen: [B P S], the experts that the entries of an axis S belong to.
     """
-    site = SITES[edit.site]
-    mask = selection_mask(edit.select, edit.where, site, value.shape, layer, tokens)
+    mask = selection_mask(edit.select, edit.where, site, value.shape, layer, tokens, chosen)
     if edit.broadcasts:
-        arguments = [_broadcast(jnp.asarray(argument), value, edit) for argument in arguments]
+        arguments = [_broadcast(jnp.asarray(argument), value, edit, site.inner_axes) for argument in arguments]
 
     def edited() -> Array:
         if mask is None:
@@ -322,16 +324,16 @@ def _fitting(new: Array, value: Array, edit: Edit) -> Array:
     return jnp.broadcast_to(new, value.shape).astype(value.dtype)
 
 
-def _broadcast(argument: Array, value: Float[Array, "..."], edit: Edit) -> Array:
-    _check_value(argument.shape, value.shape, edit)
+def _broadcast(argument: Array, value: Float[Array, "..."], edit: Edit, axes: str) -> Array:
+    _check_value(argument.shape, value.shape, edit, axes)
     return argument.reshape((1,) * (value.ndim - argument.ndim) + argument.shape)
 
 
-def _check_value(shape: tuple[int, ...], full: tuple[int, ...], edit: Edit) -> None:
+def _check_value(shape: tuple[int, ...], full: tuple[int, ...], edit: Edit, axes: str) -> None:
     if not _fits(shape, full):
         raise InputError(
             f"{edit.name} at {edit.site!r}: a value of shape {list(shape)} does not broadcast against the site's axes "
-            f"{' '.join(SITES[edit.site].inner_axes)} = {list(full)}; a value for each layer has all of these axes and L before them."
+            f"{' '.join(axes)} = {list(full)}; a value for each layer has all of these axes and L before them."
         )
 
 
@@ -345,13 +347,16 @@ def check_edits(edits: Sequence[Edit], config: TransformerConfig, tokens: Tokens
         if not isinstance(edit, Edit):
             raise InputError(f"edits must be made by ji.edits; got {type(edit).__name__}.")
         site = check_site(edit.site, config)
+        if site.read_only:
+            raise InputError(f"Site {edit.site!r} is read-only: {site.definition}. Edit router_logits or expert_weights instead.")
         for name in edit.reads:
             check_site(name, config)
         what = f"{edit.name} at {edit.site!r}"
         check_selection(edit.select, edit.where, site, config, tokens, what)
         full = site.shape(config, *tokens.ids.shape)
-        for argument, scanned in zip(edit.arguments, edit.scanned(), strict=True):
-            if scanned and np.shape(argument)[:1] != (config.n_layers,):
-                raise InputError(f"{what}: a value for each layer needs {config.n_layers} of them; got shape {list(np.shape(argument))}.")
+        depth = len(site.layers(config))
+        for argument, scanned in zip(edit.arguments, edit.scanned(config), strict=True):
+            if scanned and np.shape(argument)[:1] != (depth,):
+                raise InputError(f"{what}: a value for each layer needs {depth} of them; got shape {list(np.shape(argument))}.")
             if edit.broadcasts:
-                _check_value(np.shape(argument)[scanned:], full[site.per_layer :], edit)
+                _check_value(np.shape(argument)[scanned:], full[site.per_layer :], edit, site.inner_axes)

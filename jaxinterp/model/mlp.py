@@ -25,6 +25,26 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 RATIO_AT_ZERO = {"relu": 0.0, "relu2": 0.0, "gelu": 0.5, "gelu_tanh": 0.5, "quick_gelu": 0.5, "silu": 0.5}
 
 
+def neurons(config: TransformerConfig, pre: Float[Array, "*B M"], up: Float[Array, "*B M"] | None, rule: str) -> Float[Array, "*B M"]:
+    """Neuron activations; the rule changes only what passes back through them."""
+    if config.mlp_clamp is not None:
+        pre = jnp.minimum(pre, config.mlp_clamp)
+        up = None if up is None else jnp.clip(up, -config.mlp_clamp, config.mlp_clamp)
+    active = ACTIVATIONS[config.activation](pre)
+    if rule != "exact":
+        at_zero = RATIO_AT_ZERO.get(config.activation)
+        limit = jax.nn.softmax(at_least_float32(pre), axis=-1).astype(pre.dtype) if at_zero is None else jnp.asarray(at_zero, pre.dtype)
+        active = constant_ratio(active, pre, limit)
+    if up is None:
+        return active
+    up = up + config.mlp_up_offset
+    if rule == "exact":
+        return active * up
+    frozen_active, frozen_up = jax.lax.stop_gradient((active, up))
+    through_up = frozen_active * up
+    return with_derivative_of(active * up, through_up if rule == "ratio" else 0.5 * (through_up + active * frozen_up))
+
+
 class MLP(nn.Module):
     """W_out (activation(x W_gate) * (x W_in)), or W_out activation(x W_in) where there is no gate.
 
@@ -38,31 +58,12 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B P D"], tap: Tap) -> Float[Array, "B P D"]:
         """What the neurons write [B P D], from `mlp_in` [B P D]."""
         config = self.config
-        pre = tap("mlp_pre", self._linear("gate" if config.gated else "in", x, config.d_mlp, config.mlp_in_bias))
-        up = tap("mlp_up", self._linear("in", x, config.d_mlp, config.mlp_in_bias)) if config.gated else None
-        post = tap("mlp_post", self._neurons(pre, up, tap.rules.mlp))
+        width, bias, name = config.d_mlp, config.mlp_in_bias, "dense" if config.experts else "mlp"
+        pre = tap(f"{name}_pre", self._linear("gate" if config.gated else "in", x, width, bias))
+        up = tap(f"{name}_up", self._linear("in", x, width, bias)) if config.gated else None
+        post = tap(f"{name}_post", neurons(config, pre, up, tap.rules.mlp))
         return self._linear("out", post, config.d_model, config.mlp_out_bias)
 
     def _linear(self, name: str, x: Float[Array, "B P I"], width: int, bias: bool) -> Float[Array, "B P O"]:
         out = jnp.einsum("BPI,IO->BPO", x, self.param(f"W_{name}", nn.initializers.lecun_normal(), (x.shape[-1], width)))
         return out + align(self.param(f"b_{name}", nn.initializers.zeros, (width,)), out) if bias else out
-
-    def _neurons(self, pre: Float[Array, "B P M"], up: Float[Array, "B P M"] | None, rule: str) -> Float[Array, "B P M"]:
-        """Neuron activations; the rule changes only what passes back through them."""
-        config = self.config
-        if config.mlp_clamp is not None:
-            pre = jnp.minimum(pre, config.mlp_clamp)
-            up = None if up is None else jnp.clip(up, -config.mlp_clamp, config.mlp_clamp)
-        active = ACTIVATIONS[config.activation](pre)
-        if rule != "exact":
-            at_zero = RATIO_AT_ZERO.get(config.activation)
-            limit = jax.nn.softmax(at_least_float32(pre), axis=-1).astype(pre.dtype) if at_zero is None else jnp.asarray(at_zero, pre.dtype)
-            active = constant_ratio(active, pre, limit)
-        if up is None:
-            return active
-        up = up + config.mlp_up_offset
-        if rule == "exact":
-            return active * up
-        frozen_active, frozen_up = jax.lax.stop_gradient((active, up))
-        through_up = frozen_active * up
-        return with_derivative_of(active * up, through_up if rule == "ratio" else 0.5 * (through_up + active * frozen_up))

@@ -22,11 +22,11 @@ from jaxtyping import Array, Bool, Int
 
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
-from jaxinterp.model.sites import SITES, Site
+from jaxinterp.model.sites import Site, site_of
 from jaxinterp.model.tokens import Tokens, check_positions, concrete, position_mask
 
 # The letters that each selector means; "head" on k and v is the key/value head.
-SELECTORS = {"layer": "L", "batch": "B", "position": "P", "query": "Q", "key": "K", "head": "HG", "neuron": "M", "expert": "X"}
+SELECTORS = {"layer": "L", "batch": "B", "position": "P", "query": "Q", "key": "K", "head": "HG", "neuron": "MN", "expert": "XS"}
 POSITIONAL = ("position", "query", "key")
 
 
@@ -77,8 +77,9 @@ def axis_of(name: str, axes: str) -> int:
 
 
 def selection_mask(
-    select: Mapping[str, Any], where: Any, site: Site, shape: tuple[int, ...], layer: Int[Array, ""] | None, tokens: Tokens
-) -> Bool[Array, "..."] | None:
+    select: Mapping[str, Any], where: Any, site: Site, shape: tuple[int, ...], layer: Int[Array, ""] | None, tokens: Tokens,
+    chosen: Int[Array, "B P S"] | None = None,
+) -> Bool[Array, "..."] | None:  # fmt: skip
     """Which entries of a site's value are selected, broadcastable against `shape` (the site without L); None is all.
 
     Args:
@@ -88,6 +89,7 @@ def selection_mask(
         shape: shape of its value inside a block.
         layer: the layer that the value belongs to.
         tokens: the prompts.
+        chosen: at a site with an axis S, the experts that its entries belong to.
     """
     masks: list[Array] = []
     axes = site.inner_axes
@@ -95,6 +97,10 @@ def selection_mask(
         if name == "layer":
             hit = jnp.asarray(index) == layer
             masks.append(_spread(hit.any(axis=-1) if hit.ndim else hit, -1, len(axes)))
+        elif name == "expert" and "S" in axes and chosen is not None:
+            wanted = jnp.asarray(index).reshape((1, -1) if np.ndim(index) < 2 else np.shape(index))
+            hit = (chosen[..., None] == wanted[:, None, None, :]).any(axis=-1)
+            masks.append(hit.reshape(hit.shape + (1,) * (len(axes) - hit.ndim)))
         else:
             masks.append(_spread(_hits(name, index, shape[axis_of(name, axes)], tokens), axis_of(name, axes), len(axes)))
     if isinstance(where, Heads):
@@ -199,7 +205,7 @@ def check_selection(select: Mapping[str, Any], where: Any, site: Site, config: T
     Raises:
         InputError: saying what the site has.
     """
-    sizes = config.axis_sizes | {"B": tokens.ids.shape[0], "X": 0}
+    sizes = config.axis_sizes | {"B": tokens.ids.shape[0], "S": config.axis_sizes["X"]}
     for name, index in select.items():
         axis = axis_of(name, site.axes)
         if axis < 0:
@@ -214,6 +220,11 @@ def check_selection(select: Mapping[str, Any], where: Any, site: Site, config: T
             raise InputError(f"{what}: {name} has shape {list(index.shape)}; expected an int, [n], or [B n] with B = {sizes['B']}.")
         if name in POSITIONAL:
             check_positions(index, tokens, what)
+        elif name == "layer" and concrete(index) and set(np.ravel(index).tolist()) - set(site.layers(config)):
+            layers = site.layers(config)
+            bad, span = min(set(np.ravel(index).tolist()) - set(layers)), f"{layers[0]} to {layers[-1]}"
+            held = span if layers == tuple(range(layers[0], layers[-1] + 1)) else ", ".join(map(str, layers))
+            raise InputError(f"{what}: layer {bad} is out of range; this model has site {site.name!r} at layers {held}.")
         elif concrete(index) and index.size:
             low, high, size = int(np.min(index)), int(np.max(index)), sizes[site.axes[axis]]
             if low < 0 or high >= size:
@@ -244,6 +255,10 @@ def check_requests(requests: Mapping[str, At], config: TransformerConfig, tokens
         InputError: saying what the site has.
     """
     for name, request in requests.items():
-        site = SITES[name]
+        site = site_of(name, config)
+        if "expert" in request.select and "S" in site.axes:
+            raise InputError(
+                f"sites[{name!r}]: a part cannot be kept by expert here, since each token has its own; capture expert_index beside it."
+            )
         layers = {} if request.layers is None else {"layer": np.asarray(request.layers, np.int32)}
         check_selection({**layers, **request.select}, None, site, config, tokens, f"sites[{name!r}]")

@@ -1,8 +1,10 @@
 """The sites: every named place in the forward pass, defined once.
 
 The documentation, the command line, the error messages and the views read `SITES`. Axis letters: B batch, P position,
-Q query position, K key position, L layer, H query head, G key/value head, E d_head, D d_model, M d_mlp, V vocabulary,
-and 1 for an axis kept at size one.
+Q query position, K key position, L layer, H query head, G key/value head, E d_head, D d_model, M d_mlp, X expert,
+S chosen expert (a token's own, largest weight first), V vocabulary, and 1 for an axis kept at size one. In models whose
+layers are partly dense and partly experts, `mlp_pre`, `mlp_up` and `mlp_post` are those of the experts, and the dense
+layers' neurons (axis N) have sites of their own.
 
 The identities that hold between sites depend on where the norms stand (`TransformerConfig.norm_position`):
 
@@ -14,7 +16,9 @@ The identities that hold between sites depend on where the norms stand (`Transfo
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Literal
 
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
@@ -30,7 +34,8 @@ class Site:
         definition: one sentence.
         absent: given a config, why the model does not have it, or "".
         opt_in: too large to be part of sites="all".
-        indexed: the axes by which an edit or a selection may pick parts.
+        read_only: whole numbers that an edit cannot change.
+        layers_with: "all" layers have it, or those with "experts", or with a "dense" MLP.
     """
 
     name: str
@@ -38,6 +43,13 @@ class Site:
     definition: str
     absent: Callable[[TransformerConfig], str] = lambda config: ""
     opt_in: bool = False
+    read_only: bool = False
+    layers_with: Literal["all", "experts", "dense"] = "all"
+
+    def layers(self, config: TransformerConfig) -> tuple[int, ...]:
+        """Which layers of a model have the site."""
+        wanted = {"all": (True, False), "experts": (True,), "dense": (False,)}[self.layers_with]
+        return tuple(layer for layer, experts in enumerate(config.expert_layers) if experts in wanted)
 
     @property
     def per_layer(self) -> bool:
@@ -50,7 +62,7 @@ class Site:
 
     def shape(self, config: TransformerConfig, batch: int, positions: int) -> tuple[int, ...]:
         """The full shape of the site for a batch of `batch` prompts of `positions` tokens."""
-        sizes = config.axis_sizes | {"B": batch, "P": positions, "Q": positions, "K": positions}
+        sizes = config.axis_sizes | {"B": batch, "P": positions, "Q": positions, "K": positions, "L": len(self.layers(config))}
         return tuple(sizes[letter] for letter in self.axes)
 
 
@@ -104,6 +116,18 @@ def _no_mid(config: TransformerConfig) -> str:
     return "" if config.parallel == "no" else "attention and MLP are parallel: both are added at once"
 
 
+def _no_experts(config: TransformerConfig) -> str:
+    return "" if config.experts else "its MLPs are dense, without experts"
+
+
+def _no_shared(config: TransformerConfig) -> str:
+    return _no_experts(config) or ("" if config.experts and config.experts.d_shared else "it has no shared expert")
+
+
+def _not_mixed(config: TransformerConfig) -> str:
+    return "" if len(set(config.expert_layers)) > 1 else "all its layers are of one kind: see mlp_pre, mlp_up and mlp_post"
+
+
 def _no_final(config: TransformerConfig) -> str:
     return "" if config.final_norm else "it has no final norm"
 
@@ -117,6 +141,7 @@ SITES: dict[str, Site] = {
     for site in (
         Site("embed", "BPD", "token embedding, after any embedding scale or norm"),
         Site("pos_embed", "BPD", "learned position embedding", _no_learned),
+        Site("type_embed", "BPD", "token type embedding", lambda c: "" if c.n_token_types else "it has no token types"),
         Site("resid_pre", "LBPD", "residual stream entering the block"),
         Site("ln1_scale", "LBP1", "denominator of the norm before attention (post-norm: of the norm after adding attention)", _no_ln1),
         Site("attn_in", "LBPD", "input of the attention projections: normed, after the gain"),
@@ -136,13 +161,27 @@ SITES: dict[str, Site] = {
         Site("resid_mid", "LBPD", "residual stream between attention and MLP", _no_mid),
         Site("ln2_scale", "LBP1", "denominator of the norm before the MLP (post-norm: of the norm after adding the MLP)", _no_ln2),
         Site("mlp_in", "LBPD", "input of the MLP: normed, after the gain", _no_mlp),
+        Site("router_logits", "LBPX", "logits of the router, one for each expert", _no_experts, layers_with="experts"),
+        Site(
+            "expert_weights",
+            "LBPX",
+            "weights of the experts as applied, 0 where not chosen; after an edit the S largest are applied",
+            _no_experts,
+            layers_with="experts",
+        ),
+        Site("expert_index", "LBPS", "the chosen experts, largest weight first", _no_experts, read_only=True, layers_with="experts"),
         Site("mlp_pre", "LBPM", "pre-activation of the neurons (of the gate, in a gated MLP)", _no_mlp),
         Site("mlp_up", "LBPM", "linear factor of a gated MLP", _no_up),
         Site("mlp_post", "LBPM", "neuron activations entering W_out", _no_mlp),
+        Site("dense_pre", "LBPN", "mlp_pre of the dense layers", _not_mixed, layers_with="dense"),
+        Site("dense_up", "LBPN", "mlp_up of the dense layers", lambda c: _not_mixed(c) or _no_up(c), layers_with="dense"),
+        Site("dense_post", "LBPN", "mlp_post of the dense layers", _not_mixed, layers_with="dense"),
+        Site("shared_out", "LBPD", "output of the shared expert, after its gate", _no_shared, layers_with="experts"),
         Site("mlp_proj", "LBPD", "output of the MLP before a post-norm or a residual multiplier", _no_mlp_proj),
         Site("ln2_post_scale", "LBP1", "denominator of the norm after the MLP", lambda c: _no_mlp(c) or _no_post_norm(c)),
         Site("mlp_out", "LBPD", "what the MLP adds to the residual stream", _no_mlp),
         Site("resid_post", "LBPD", "residual stream leaving the block"),
+        Site("pooled", "BD", "the pooler's output for the first token", lambda c: "" if c.pooler else "it has no pooler"),
         Site("ln_final_scale", "BP1", "denominator of the final norm", lambda c: "it has no norms" if c.norm == "none" else _no_final(c)),
         Site("ln_final", "BPD", "residual stream after the final norm", _no_final),
         Site("logits_raw", "BPV", "logits before the final soft cap", _no_logits),
@@ -154,6 +193,15 @@ SITES: dict[str, Site] = {
 def site_names(config: TransformerConfig, *, opt_in: bool = True) -> tuple[str, ...]:
     """Names of the sites that a model has, in the order of the forward pass; `opt_in=False` leaves out the large ones."""
     return tuple(name for name, site in SITES.items() if not site.absent(config) and (opt_in or not site.opt_in))
+
+
+@functools.lru_cache
+def site_of(name: str, config: TransformerConfig) -> Site:
+    """The table's entry as it is on a model: with experts, neurons have an axis S of chosen experts."""
+    site = SITES[name]
+    if config.experts and name in ("mlp_pre", "mlp_up", "mlp_post"):
+        return dataclasses.replace(site, axes="LBPSM", layers_with="experts")
+    return site
 
 
 def check_site(name: str, config: TransformerConfig) -> Site:
@@ -168,4 +216,4 @@ def check_site(name: str, config: TransformerConfig) -> Site:
     reason = SITES[name].absent(config)
     if reason:
         raise InputError(f"Site {name!r} does not exist on this model: {reason}. Sites of this model: {names}.")
-    return SITES[name]
+    return site_of(name, config)

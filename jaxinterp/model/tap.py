@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxinterp.errors import InputError
+from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit, apply_edit
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.selection import At, axis_of, gather
-from jaxinterp.model.sites import SITES
+from jaxinterp.model.sites import SITES, site_of
 from jaxinterp.model.tokens import Tokens
 
 
@@ -26,11 +27,13 @@ class Tap:
     Attributes:
         rules: how the backward pass treats the block's nonlinear parts.
         activations: what was recorded, by site, without a layer axis.
+        chosen: [B P S], the experts that this block's router chose, once it has.
     """
 
     def __init__(
         self,
         tokens: Tokens,
+        config: TransformerConfig,
         *,
         edits: Sequence[Edit] = (),
         arguments: Sequence[Sequence[Array]] | None = None,
@@ -43,6 +46,7 @@ class Tap:
 
         Args:
             tokens: the prompts.
+            config: the architecture.
             edits: all edits of the run; those of other sites do nothing here.
             arguments: for each edit its arrays, cut to this layer.
             requests: what to record, by site.
@@ -52,11 +56,17 @@ class Tap:
         """
         self.rules = rules or Rules()
         self.activations: dict[str, Array] = {}
-        self._tokens, self._layer, self._dtype = tokens, layer, dtype
+        self.chosen: Int[Array, "B P S"] | None = None
+        self._tokens, self._config, self._layer, self._dtype = tokens, config, layer, dtype
         self._edits = list(zip(edits, arguments if arguments is not None else [edit.arguments for edit in edits], strict=True))
         self._requests = requests or {}
         self._seen: dict[str, Array] = {}
         self._read = {name for edit in edits for name in edit.reads}
+
+    @property
+    def first_columns(self) -> Int[Array, "B"]:
+        """[B]: the column of each prompt's first real token."""
+        return self._tokens.mask.argmax(axis=1)
 
     def touches(self, site: str) -> bool:
         """Whether anything at all happens at a site: sites that cost extra are computed only then."""
@@ -70,12 +80,13 @@ class Tap:
         for edit, arguments in self._edits:
             if edit.site == site and edit.when in ("all", "prompt"):
                 inputs = [self._input(name, value, edit) for name in edit.reads] or [value]
-                value = apply_edit(edit, arguments, inputs, value, self._layer, self._tokens)
+                place = site_of(site, self._config)
+                value = apply_edit(edit, arguments, inputs, value, self._layer, self._tokens, place, self.chosen)
         if site in self._read:
             self._seen[site] = value
         if site in self._requests:
-            kept = gather(value, SITES[site].inner_axes, self._requests[site].select, self._tokens)
-            self.activations[site] = kept if self._dtype is None else kept.astype(self._dtype)
+            kept = gather(value, site_of(site, self._config).inner_axes, self._requests[site].select, self._tokens)
+            self.activations[site] = kept if self._dtype is None or SITES[site].read_only else kept.astype(self._dtype)
         return value
 
     def _input(self, name: str, value: Array, edit: Edit) -> Array:

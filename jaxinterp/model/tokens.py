@@ -19,7 +19,9 @@ from jaxinterp.errors import InputError
 IntArray = Int[Array, "..."] | Int[np.ndarray, "..."]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "mask", "positions", "spans"], meta_fields=["roles", "bos"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["ids", "mask", "positions", "types", "spans"], meta_fields=["roles", "bos"]
+)
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """A batch of prompts, padded to one length.
@@ -28,6 +30,7 @@ class Tokens:
         ids: [B P] int32, token ids; the ids of padding are never read into a result.
         mask: [B P] bool, True at real tokens.
         positions: [B P] int32, cumsum(mask) - 1: the position of a token in its own prompt.
+        types: [B P] int32, token types of models that have them (BERT), or None for all 0.
         spans: [B n 2] int32, positions where each chat message begins and ends (end exclusive), or None.
         roles: the role of each message in `spans`.
         bos: how a beginning-of-sequence token was treated: "model", "none", "given" or the token's string.
@@ -36,6 +39,7 @@ class Tokens:
     ids: Any
     mask: Any
     positions: Any
+    types: Any = None
     spans: Any = None
     roles: tuple[str, ...] = ()
     bos: str = "given"
@@ -74,17 +78,20 @@ class Tokens:
 
     def arrays_only(self) -> "Tokens":
         """The same tokens without chat spans and labels: what a compiled program takes."""
-        return Tokens(self.ids, self.mask, self.positions)
+        return Tokens(self.ids, self.mask, self.positions, self.types)
 
     def padded(self, length: int) -> "Tokens":
         """The same prompts with `length` columns: padding added on the right, or cut where every column is padding."""
         extra = length - self.ids.shape[1]
-        if extra <= 0:
-            return dataclasses.replace(self, ids=self.ids[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length])
-        xp = np if isinstance(self.ids, np.ndarray) else jnp
-        widen = [(0, 0), (0, extra)]
-        positions = xp.concatenate([self.positions, xp.repeat(self.positions[:, -1:], extra, axis=1)], axis=1)
-        return dataclasses.replace(self, ids=xp.pad(self.ids, widen), mask=xp.pad(self.mask, widen), positions=positions)
+
+        def fit(value: Any, mode: Any = "constant") -> Any:
+            if value is None or extra <= 0:
+                return value if value is None else value[:, :length]
+            pad: Any = np.pad if isinstance(value, np.ndarray) else jnp.pad
+            return pad(value, [(0, 0), (0, extra)], mode=mode)
+
+        fitted = {"ids": fit(self.ids), "mask": fit(self.mask), "positions": fit(self.positions, "edge"), "types": fit(self.types)}
+        return dataclasses.replace(self, **fitted)
 
     def columns(self, position: Any) -> Any:
         """The columns [B n] of positions given as an int or [n] (the same for every prompt) or [B n]; pads have none.

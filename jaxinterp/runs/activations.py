@@ -72,7 +72,9 @@ def activations(
     if batched:
         raise InputError(f"activations(): sites[{batched[0]!r}] selects per prompt; select the same part of every text.")
     stop = (
-        None if logits or any(not SITES[site].per_layer and site not in ("embed", "pos_embed") for site in requests) else lm.config.n_layers
+        None
+        if logits or any(not SITES[site].per_layer and site not in ("embed", "pos_embed", "type_embed") for site in requests)
+        else lm.config.n_layers
     )
     numbered = enumerate(texts)
     while window := list(itertools.islice(numbered, WINDOW * batch_size)):

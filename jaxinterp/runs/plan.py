@@ -14,7 +14,7 @@ from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.selection import At, axis_of
-from jaxinterp.model.sites import SITES
+from jaxinterp.model.sites import site_of
 from jaxinterp.model.transformer import Sites, canonical_sites
 from jaxinterp.runs.program import bucket, check_dtype, run_program
 
@@ -155,7 +155,7 @@ def operations(config: TransformerConfig, batch: int, positions: int, depth: int
 
 
 def _captured_bytes(name: str, request: At, config: TransformerConfig, batch: int, positions: int, dtype: Any) -> int:
-    site = SITES[name]
+    site = site_of(name, config)
     shape = list(site.shape(config, batch, positions))
     if request.layers is not None:
         shape[0] = len(request.layers)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.selection import Heads
-from jaxinterp.model.sites import SITES
+from jaxinterp.model.sites import site_of
 from jaxinterp.model.tokens import Tokens
 from jaxinterp.model.trace import Trace
 from jaxinterp.model.transformer import Sites, canonical_sites, check_run
@@ -78,7 +79,7 @@ def run(
     padded = bucket(size, lm.config.n_ctx) if all(edit.broadcasts for edit in edits) else size
     batch = tokens.padded(padded).arrays_only()
     check_fits(lm, *batch.shape, requests, stop, dtype, capture_dtype)
-    edits = tuple(pad_edit(edit, size, padded) for edit in edits)
+    edits = tuple(pad_edit(edit, size, padded, lm.config) for edit in edits)
     if start is not None:
         start = (np.int32(start[0]), _pad_columns(start[1], padded))
     if inputs is not None:
@@ -98,16 +99,15 @@ def run(
         precision=precision,
     )
     if start is not None:
-        depth = lm.config.n_layers
-        trace = _from_layer(trace, int(start[0]), depth if stop is None else stop, depth)
+        trace = _from_layer(trace, int(start[0]), lm.config.n_layers if stop is None else stop)
     return Trace(trace.padded_logits, trace.padded, _labelled(trace.padded_tokens, tokens), trace.axes, trace.layers, size, lm.tokenizer)
 
 
-def pad_edit(edit: Edit, size: int, padded: int) -> Edit:
+def pad_edit(edit: Edit, size: int, padded: int, config: TransformerConfig) -> Edit:
     """The edit with values and masks that span `size` positions widened to `padded` columns."""
     if size == padded or not edit.broadcasts:
         return edit
-    axes = SITES[edit.site].axes
+    axes = site_of(edit.site, config).axes
     arguments = tuple(_widen(a, axes[len(axes) - np.ndim(a) :], size, padded) for a in edit.arguments)
     where = edit.where if edit.where is None or isinstance(edit.where, Heads) else _widen(edit.where, axes, size, padded)
     return Edit(
@@ -135,14 +135,15 @@ def _pad_columns(value: Any, padded: int) -> Any:
     return _widen(value, "BPD", value.shape[1], padded)
 
 
-def _from_layer(trace: Trace, first: int, end: int, depth: int) -> Trace:
+def _from_layer(trace: Trace, first: int, end: int) -> Trace:
     """The trace of a run that began at a later layer, without the layers that it did not run."""
-    padded, layers = dict(trace.padded), dict(trace.layers)
+    padded, layers, axes = dict(trace.padded), dict(trace.layers), dict(trace.axes)
     for site, held in trace.layers:
-        if held == tuple(range(depth)):
-            padded[site], layers[site] = padded[site][first:end], tuple(range(first, end))
+        run = [slot for slot, layer in enumerate(held) if first <= layer < end]
+        if "L" in axes[site] and len(run) < len(held):
+            padded[site], layers[site] = padded[site][np.asarray(run, int)], tuple(held[slot] for slot in run)
     return Trace(trace.padded_logits, padded, trace.padded_tokens, trace.axes, tuple(layers.items()))
 
 
 def _labelled(padded: Tokens, given: Tokens) -> Tokens:
-    return Tokens(padded.ids, padded.mask, padded.positions, given.spans, given.roles, given.bos)
+    return Tokens(padded.ids, padded.mask, padded.positions, padded.types, given.spans, given.roles, given.bos)

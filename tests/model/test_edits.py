@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.model.sites import SITES, site_names
+from jaxinterp.model.sites import SITES, site_names, site_of
 from tests.programs import traces
 from tests.tiny import CONFIGS, params, prompts
 
@@ -16,15 +16,18 @@ OFF = -1
 
 
 def edits_everywhere(config: ji.TransformerConfig, tokens: ji.Tokens) -> dict[str, ji.edits.Edit]:
-    """One edit at every site: random values at four positions of layer 1 (or 0, where there is one)."""
+    """One edit at every site: random values at four positions of the last layer that has it."""
     out = {}
-    layer = min(1, config.n_layers - 1)
     for site in site_names(config):
-        shape = SITES[site].shape(config, *tokens.ids.shape)[SITES[site].per_layer :]
+        if SITES[site].read_only or site == "pooled":
+            continue
+        place = site_of(site, config)
+        layer = place.layers(config)[-1] if place.layers(config) else 0
+        shape = place.shape(config, *tokens.ids.shape)[place.per_layer :]
         value = np.random.default_rng(5).normal(size=shape)
         if site.endswith("_scale"):
             value = np.exp(value)
-        if site == "sink":
+        if site in ("sink", "expert_weights"):
             value = 1 / (1 + np.exp(-value))
         selection = {"query" if "Q" in SITES[site].axes else "position": [2, 3, 4, 6]}
         if SITES[site].per_layer:

@@ -10,7 +10,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.model.norm import Norm
-from jaxinterp.model.sites import SITES, site_names
+from jaxinterp.model.sites import site_names, site_of
 from jaxinterp.model.tokens import Tokens
 from tests.programs import traces
 from tests.tiny import CONFIGS, SMALL, params, prompts
@@ -34,7 +34,7 @@ def test_every_site_has_the_axes_of_the_table(name: str) -> None:
     trace, config = captured(name), CONFIGS[name]
     assert set(trace.activations) == set(site_names(config))
     for site, value in trace.activations.items():
-        assert value.shape == SITES[site].shape(config, 2, 7), site
+        assert value.shape == site_of(site, config).shape(config, 2, 7), site
         assert jnp.isfinite(value).all(), site
 
 
@@ -60,6 +60,11 @@ def test_residual_identities_hold_in_the_form_of_the_norm_position(name: str) ->
         close(pre + attn, post)
     close(post[:-1], pre[1:])
     start = trace["embed"] + trace.activations.get("pos_embed", 0)
+    if "type_embed" in trace:
+        start = start + trace["type_embed"]
+    if config.embed_norm == "sum":
+        embed_norm: Any = Norm(config, (config.d_model,), "embed")
+        start = embed_norm.apply({"params": weights["embed"]["ln"]}, start, ji.Rules())
     close(start, pre[0])
 
 
@@ -68,7 +73,7 @@ def test_heads_sum_to_what_attention_writes_and_pattern_rows_to_one(name: str) -
     trace, config = captured(name), CONFIGS[name]
     total = trace["head_out"].sum(3)
     if config.o_bias:
-        total = total + params(config)["blocks"][0]["attn"]["b_O"][:, None, None, :]
+        total = total + jnp.concatenate([stack["attn"]["b_O"] for stack in params(config)["blocks"]])[:, None, None, :]
     np.testing.assert_allclose(total, trace["attn_proj" if "attn_proj" in trace else "attn_out"], rtol=1e-5, atol=1e-5)
     rows = trace["pattern"].sum(-1) + (trace["sink"] if config.sinks else 0)
     np.testing.assert_allclose(rows, 1, atol=1e-5)
@@ -100,7 +105,7 @@ def test_padding_changes_no_number_at_a_real_token(name: str) -> None:
         repadded = Tokens.from_ids(np.where(mask, tokens.ids, (tokens.ids + 17) % config.d_vocab), mask)
         first, again = run(weights, tokens, edit), run(weights, repadded, edit)
         for site in alone.activations:
-            axes, value = SITES[site].axes, np.asarray(first[site])
+            axes, value = site_of(site, config).axes, np.asarray(first[site])
             np.testing.assert_allclose(_real(value, axes, 0, mask[0]), alone[site], rtol=1e-4, atol=3e-5, err_msg=site)
             for row in (0, 1):
                 np.testing.assert_array_equal(

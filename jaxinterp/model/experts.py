@@ -1,0 +1,136 @@
+"""Mixture of experts: a router chooses S of X experts for each token, and their outputs are summed by its weights.
+
+No token is dropped and no expert runs on tokens that did not choose it. Tokens are sorted by expert into blocks of equal
+size, each block wholly one expert's (the last of each is filled up with zeros), and a scan multiplies each block by its
+expert's weights: about (1 + half a block an expert) times the operations that the routing needs, and exact.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.mlp import neurons
+from jaxinterp.model.norm import align, at_least_float32
+from jaxinterp.model.tap import Tap
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["slot", "expert", "used"], meta_fields=["block"])
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Where each of A (token, expert) assignments stands among N blocks of `block` rows.
+
+    Attributes:
+        slot: [A] int, the row of each assignment.
+        expert: [N] int, the expert of each block.
+        used: [N] bool, whether any assignment stands in the block.
+        block: rows of a block.
+    """
+
+    slot: Int[Array, "A"]
+    expert: Int[Array, "N"]
+    used: Bool[Array, "N"]
+    block: int
+
+
+def route(index: Int[Array, "A"], n_experts: int) -> Routing:
+    """The blocks for assignments of `index` experts; their number depends on shapes alone."""
+    count = index.shape[0]
+    block = 1
+    while block < min(count / (4 * n_experts), 256):
+        block *= 2
+    total = (count + min(n_experts, count) * (block - 1)) // block
+    sizes = jnp.zeros(n_experts, jnp.int32).at[index].add(1)
+    ends = jnp.cumsum(-(-sizes // block))
+    order = jnp.argsort(index, stable=True)
+    rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32)) - (jnp.cumsum(sizes) - sizes)[index]
+    first = ends - -(-sizes // block)
+    blocks = jnp.arange(total)
+    expert = jnp.minimum(jnp.searchsorted(ends, blocks, side="right"), n_experts - 1)
+    return Routing(first[index] * block + rank, expert, blocks < ends[-1], block)
+
+
+def grouped_linear(x: Float[Array, "A I"], weight: Float[Array, "X I O"], routing: Routing) -> Float[Array, "A O"]:
+    """Each assignment's row times its own expert's matrix."""
+    rows = jnp.zeros((routing.used.shape[0] * routing.block, x.shape[1]), x.dtype).at[routing.slot].set(x)
+
+    def step(carry: None, block: tuple[Array, Array, Array]) -> tuple[None, Array]:
+        rows, expert, used = block
+        multiply = lambda: jnp.einsum("AI,IO->AO", rows, jax.lax.dynamic_index_in_dim(weight, expert, keepdims=False))  # noqa: E731
+        return carry, jax.lax.cond(used, multiply, lambda: jnp.zeros((routing.block, weight.shape[2]), x.dtype))
+
+    _, out = jax.lax.scan(step, None, (rows.reshape(-1, routing.block, x.shape[1]), routing.expert, routing.used))
+    return out.reshape(-1, weight.shape[2])[routing.slot]
+
+
+class MixtureOfExperts(nn.Module):
+    """sum over the chosen experts e of weight_e * MLP_e(x), plus the shared expert where there is one.
+
+    Attributes:
+        config: the model's config.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"], tap: Tap) -> Float[Array, "B P D"]:
+        """What the experts write [B P D], from `mlp_in` [B P D]."""
+        config, (batch, positions, _) = self.config, x.shape
+        experts = config.experts
+        assert experts is not None
+        weights, index = self._choose(x, tap)
+        routing = route(index.reshape(-1), experts.n)
+        shape = (batch, positions, experts.per_token)
+
+        def linear(name: str, value: Float[Array, "B P S I"], width: int, bias: bool) -> Float[Array, "B P S O"]:
+            inner = value.shape[-1]
+            weight = self.param(f"W_{name}", nn.initializers.lecun_normal(1, 2, 0), (experts.n, inner, width))
+            out = grouped_linear(value.reshape(-1, inner), weight, routing).reshape(*shape, width)
+            return out + self.param(f"b_{name}", nn.initializers.zeros, (experts.n, width))[index] if bias else out
+
+        each = jnp.broadcast_to(x[:, :, None, :], (*shape, x.shape[-1]))
+        pre = tap("mlp_pre", linear("gate" if config.gated else "in", each, experts.d_expert, config.mlp_in_bias))
+        up = tap("mlp_up", linear("in", each, experts.d_expert, config.mlp_in_bias)) if config.gated else None
+        post = tap("mlp_post", neurons(config, pre, up, tap.rules.mlp))
+        out = jnp.einsum("BPSD,BPS->BPD", linear("out", post, config.d_model, config.mlp_out_bias), weights.astype(x.dtype))
+        return out + tap("shared_out", self._shared(x, tap)) if experts.d_shared else out
+
+    def _choose(self, x: Float[Array, "B P D"], tap: Tap) -> tuple[Float[Array, "B P S"], Int[Array, "B P S"]]:
+        """The weights and the numbers of each token's experts."""
+        experts = self.config.experts
+        assert experts is not None
+        logits = jnp.einsum("BPD,DX->BPX", x, self.param("W_router", nn.initializers.lecun_normal(), (x.shape[-1], experts.n)))
+        if experts.router_bias:
+            logits = logits + align(self.param("b_router", nn.initializers.zeros, (experts.n,)), logits)
+        chances = jax.nn.softmax(at_least_float32(tap("router_logits", logits)), axis=-1)
+        best, index = jax.lax.top_k(chances, experts.per_token)
+        if experts.normalise:
+            best = best / best.sum(axis=-1, keepdims=True)
+        weights = jnp.zeros_like(chances)
+        weights = jnp.put_along_axis(weights, index, best, axis=-1, inplace=False)
+        best, index = jax.lax.top_k(tap("expert_weights", weights), experts.per_token)
+        tap.chosen = tap("expert_index", index)
+        return best, index
+
+    def _shared(self, x: Float[Array, "B P D"], tap: Tap) -> Float[Array, "B P D"]:
+        """The expert that every token goes to, behind its gate where it has one."""
+        config, experts = self.config, self.config.experts
+        assert experts is not None
+
+        def linear(name: str, value: Float[Array, "B P I"], width: int) -> Float[Array, "B P O"]:
+            return jnp.einsum(
+                "BPI,IO->BPO", value, self.param(f"W_shared_{name}", nn.initializers.lecun_normal(), (value.shape[-1], width))
+            )
+
+        up = linear("in", x, experts.d_shared) if config.gated else None
+        pre = linear("gate" if config.gated else "in", x, experts.d_shared)
+        out = linear("out", neurons(config, pre, up, tap.rules.mlp), config.d_model)
+        if experts.shared_gate:
+            out = (
+                out * jax.nn.sigmoid(jnp.einsum("BPD,D->BP", x, self.param("w_shared", nn.initializers.zeros, (x.shape[-1],))))[:, :, None]
+            )
+        return out
