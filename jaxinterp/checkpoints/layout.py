@@ -25,12 +25,15 @@ Sizes = Mapping[str, int]
 
 
 def sizes_of(config: TransformerConfig) -> dict[str, int]:
-    """Sizes of the axis letters; beside the config's own: R = H / G, F = E / 2, N rows of learned positions, T token types."""
+    """Sizes of the axis letters; beside the config's own: R = H / G, F = E / 2, P rows of learned positions, T token types,
+    C width of a projected token embedding, U neurons of the shared expert."""
     return config.axis_sizes | {
         "R": config.n_heads // config.n_kv_heads,
         "F": config.d_head // 2,
-        "N": config.n_ctx + config.position_offset,
+        "P": config.n_ctx + config.position_offset,
         "T": config.n_token_types,
+        "C": config.d_embed or config.d_model,
+        "U": config.experts.d_shared if config.experts else 0,
     }
 
 

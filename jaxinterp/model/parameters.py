@@ -20,7 +20,7 @@ from jaxinterp.model.tap import Tap
 from jaxinterp.model.tokens import Tokens
 
 # Axis letters of every parameter, by its name inside its part; L first for those of a block. Beside the letters of the
-# sites: T token type, C width of a projected token embedding, F neurons of the shared expert. With `d_embed`, W_E is [V C].
+# sites: T token type, C width of a projected token embedding, U neurons of the shared expert. With `d_embed`, W_E is [V C].
 PARAMETER_AXES = {
     "embed.W_E": "VD", "embed.W_pos": "PD", "embed.W_type": "TD", "embed.W_embed": "CD", "embed.ln.w": "D", "embed.ln.b": "D",
     "ln1.w": "LD", "ln1.b": "LD", "ln1_post.w": "LD", "ln1_post.b": "LD",
@@ -31,7 +31,7 @@ PARAMETER_AXES = {
     "mlp.W_gate": "LDM", "mlp.W_in": "LDM", "mlp.W_out": "LMD", "mlp.b_gate": "LM", "mlp.b_in": "LM", "mlp.b_out": "LD",
     "experts.W_router": "LDX", "experts.b_router": "LX", "experts.W_gate": "LXDM", "experts.W_in": "LXDM", "experts.W_out": "LXMD",
     "experts.b_gate": "LXM", "experts.b_in": "LXM", "experts.b_out": "LXD",
-    "experts.W_shared_gate": "LDF", "experts.W_shared_in": "LDF", "experts.W_shared_out": "LFD", "experts.w_shared": "LD",
+    "experts.W_shared_gate": "LDU", "experts.W_shared_in": "LDU", "experts.W_shared_out": "LUD", "experts.w_shared": "LD",
     "ln_final.w": "D", "ln_final.b": "D", "unembed.W_U": "DV", "unembed.b_U": "V", "unembed.W_dense": "DD", "unembed.b_dense": "D",
     "unembed.W_embed": "DC", "pooler.W": "DD", "pooler.b": "D",
 }  # fmt: skip

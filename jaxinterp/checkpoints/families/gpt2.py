@@ -17,7 +17,7 @@ QKV = "([H E|H E|H E])"
 
 TABLE: Table = {
     "embed.W_E": Weight("transformer.wte.weight", "V D"),
-    "embed.W_pos": Weight("transformer.wpe.weight", "N D"),
+    "embed.W_pos": Weight("transformer.wpe.weight", "P D"),
     "blocks.ln1.w": Weight(LAYER + "ln_1.weight", "D"),
     "blocks.ln1.b": Weight(LAYER + "ln_1.bias", "D"),
     "blocks.attn.W_Q": Weight(LAYER + "attn.c_attn.weight", f"D {QKV} -> D H E", part=0),
@@ -44,7 +44,7 @@ BLOCK = "blk.{l}."
 # llama.cpp transposes GPT-2's matrices to the [out, in] of every other family
 GGUF_TABLE: Table = {
     "embed.W_E": Weight("token_embd.weight", "V D"),
-    "embed.W_pos": Weight("position_embd.weight", "N D"),
+    "embed.W_pos": Weight("position_embd.weight", "P D"),
     "blocks.ln1.w": Weight(BLOCK + "attn_norm.weight", "D"),
     "blocks.ln1.b": Weight(BLOCK + "attn_norm.bias", "D"),
     "blocks.attn.W_Q": Weight(BLOCK + "attn_qkv.weight", f"{QKV} D -> D H E", part=0),
