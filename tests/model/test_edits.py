@@ -8,65 +8,15 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.model.sites import SITES, site_names, site_of
-from tests.programs import traces
+from jaxinterp.model.sites import SITES
+from tests.live import check_live
 from tests.tiny import CONFIGS, params, prompts
-
-OFF = -1
-
-
-def edits_everywhere(config: ji.TransformerConfig, tokens: ji.Tokens) -> dict[str, ji.edits.Edit]:
-    """One edit at every site: random values at four positions of the last layer that has it."""
-    out = {}
-    for site in site_names(config):
-        if SITES[site].read_only or site == "pooled":
-            continue
-        place = site_of(site, config)
-        layer = place.layers(config)[-1] if place.layers(config) else 0
-        shape = place.shape(config, *tokens.ids.shape)[place.per_layer :]
-        value = np.random.default_rng(5).normal(size=shape)
-        if site.endswith("_scale"):
-            value = np.exp(value)
-        if site in ("sink", "expert_weights"):
-            value = 1 / (1 + np.exp(-value))
-        selection = {"query" if "Q" in SITES[site].axes else "position": [2, 3, 4, 6]}
-        if SITES[site].per_layer:
-            out[site] = ji.edits.replace(site, value, layer=layer, **selection)
-        else:
-            out[site] = ji.edits.replace(site, value, where=np.ones(tokens.ids.shape, bool), **selection)
-    return out
-
-
-def switched_off(edit: ji.edits.Edit, layer: int = OFF) -> ji.edits.Edit:
-    """The same edit selecting nothing: a layer that does not exist, or an empty mask outside the blocks."""
-    if SITES[edit.site].per_layer:
-        return replaced(edit, select=edit.select | {"layer": np.asarray(layer)})
-    return replaced(edit, where=np.zeros_like(edit.where))
-
-
-def replaced(edit: ji.edits.Edit, **changes: Any) -> ji.edits.Edit:
-    fields = {name: getattr(edit, name) for name in edit.__dataclass_fields__}
-    return ji.edits.Edit(**(fields | changes))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_every_site_is_live_and_a_switched_off_edit_changes_no_bit(name: str) -> None:
-    config, weights = CONFIGS[name], params(CONFIGS[name])
-    tokens = prompts(config)
-    edits = edits_everywhere(config, tokens)
-    final = "logits" if config.unembed != "none" else "ln_final"
-    run = jax.jit(lambda weights, edits: ji.forward(weights, tokens, config, edits=edits, sites=(final,))[final])
-    off = run(weights, [switched_off(edit) for edit in edits.values()])
-    beyond = run(weights, [switched_off(edit, config.n_layers + 3) for edit in edits.values()])
-    np.testing.assert_array_equal(off, beyond)
-    np.testing.assert_allclose(off, ji.forward(weights, tokens, config, sites=(final,))[final], rtol=1e-4, atol=1e-5 * np.abs(off).max())
-    for site in edits:
-        one = run(weights, [edit if edit.site == site else switched_off(edit) for edit in edits.values()])
-        assert jnp.isfinite(one).all(), site
-        assert np.abs(np.asarray(one - off)[:, 2:]).max() > 1e-3, f"{site} is not live"
-        if config.causal:
-            np.testing.assert_array_equal(one[:, :2], off[:, :2], err_msg=f"{site}: an edit from position 2 on reached before it")
-    assert traces(run) == 1
+    config = CONFIGS[name]
+    check_live(config, params(config), prompts(config), since=2)
 
 
 LLAMA = CONFIGS["llama"]

@@ -33,6 +33,9 @@ def test_no_rule_changes_a_forward_value_and_each_changes_the_gradient(name: str
     direction = np.random.default_rng(0).normal(size=x.shape)
     both = lambda rules: jax.jit(jax.value_and_grad(lambda x: (logits(config, rules, x) * direction).sum()))(x)  # noqa: E731
     value, exact = both(ji.Rules())
+    values = jax.jit(lambda x: [logits(config, rules, x) for rules in (None, *RULES.values())])(x)
+    for ruled in values[1:]:
+        np.testing.assert_array_equal(ruled, values[0])
     for key, rules in RULES.items():
         ruled, gradient = both(rules)
         np.testing.assert_allclose(ruled, value, rtol=1e-5)
