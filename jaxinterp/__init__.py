@@ -9,6 +9,7 @@ trace.top(3), trace["resid_post"].shape
 from jaxinterp.checkpoints.load import load
 from jaxinterp.checkpoints.save import save
 from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
+from jaxinterp.methods.patching import patch
 from jaxinterp.model import edits
 from jaxinterp.model.config import Experts, Rotary, RotaryScaling, TransformerConfig
 from jaxinterp.model.language_model import LanguageModel, stack
@@ -23,11 +24,13 @@ from jaxinterp.runs import metrics
 from jaxinterp.runs.activations import activations
 from jaxinterp.runs.plan import plan
 from jaxinterp.runs.run import run
+from jaxinterp.runs.sweep import sweep
+from jaxinterp.runs.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SITES", "CheckpointError", "Experts", "FetchError", "InputError", "JaxinterpError", "LanguageModel", "MemoryPlanError",
     "Rotary", "RotaryScaling", "Rules", "Tokens", "Trace", "TransformerConfig", "activations", "at", "edits", "forward", "heads",
-    "init_params", "load", "metrics", "parameter_shapes", "partition_specs", "plan", "run", "save", "stack",
+    "init_params", "load", "metrics", "parameter_shapes", "partition_specs", "patch", "plan", "run", "save", "stack", "sweep", "verify",
 ]  # fmt: skip

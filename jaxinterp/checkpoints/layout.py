@@ -25,13 +25,17 @@ Sizes = Mapping[str, int]
 
 
 def sizes_of(config: TransformerConfig) -> dict[str, int]:
-    """Sizes of the axis letters; beside the config's own: R = H / G, F = E / 2, P rows of learned positions, T token types,
-    C width of a projected token embedding, U neurons of the shared expert."""
+    """Sizes of the axis letters; beside the config's own: R = H / G, J = H / 4, F = E / 2, P rows of learned positions, T token types,
+    C width of a projected token embedding, U neurons of the shared expert. M are those of an expert where there are any, N
+    those of a dense MLP. O are the outputs of a dense layer [D D].
+    """
     return config.axis_sizes | {
         "R": config.n_heads // config.n_kv_heads,
+        "J": config.n_heads // 4,
         "F": config.d_head // 2,
         "P": config.n_ctx + config.position_offset,
         "T": config.n_token_types,
+        "O": config.d_model,
         "C": config.d_embed or config.d_model,
         "U": config.experts.d_shared if config.experts else 0,
     }

@@ -7,6 +7,7 @@ model itself. Nothing global is changed, and neither torch nor transformers is i
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def load(
     token: str | bool | None = None,
     local_files_only: bool = False,
     accept_terms: bool = False,
+    check: bool = False,
 ) -> LanguageModel:
     """Loads a model with its weights, config and tokenizer.
 
@@ -51,6 +53,8 @@ def load(
         token: of a hub id: an access token, True for the one that is logged in, None for that one if there is one.
         local_files_only: nothing is fetched; what is not here is an error.
         accept_terms: accepts the terms of a model of the registry that has some (or set JAXINTERP_ACCEPT_GEMMA_TERMS=1).
+        check: runs the model once and refuses one whose logits are not finite, or whose loss on a known sentence is no better
+            than chance. `ji.verify` checks much more.
 
     Returns:
         A LanguageModel; its tokenizer is None where the checkpoint has none.
@@ -61,8 +65,14 @@ def load(
         InputError: the dtype is unknown, or float64 without x64.
     """
     kind = weight_dtype(dtype)
-    path = _locate(source, revision, cache_dir, token, local_files_only, accept_terms)
-    return load_gguf(path, kind) if path.suffix == ".gguf" else load_folder(path, kind)
+    where = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    path = locate(source, **where, accept_terms=accept_terms)
+    lm = load_gguf(path, kind) if path.suffix == ".gguf" else load_folder(path, kind)
+    if check:
+        from jaxinterp.checkpoints.sanity import check_sane
+
+        check_sane(lm, os.fspath(source))
+    return lm
 
 
 def weight_dtype(dtype: Any) -> np.dtype:
@@ -89,8 +99,10 @@ def load_folder(folder: Path, dtype: np.dtype) -> LanguageModel:
         mapping.check(leaves, source)
     elif (folder / "config.json").exists():
         config, family = read_config(own.read_json(folder / "config.json"), dtype, str(folder / "config.json"))
-        source = SafetensorsSource(folder_files(folder))
-        leaves = _checked(config, _without_prefix(family.table, family.prefix, source), source, family.ignorable)
+        files = SafetensorsSource(folder_files(folder))
+        source = family.unpack(files) if family.unpack else files
+        table = _without_prefix(family.table_of(config), family.prefix, source)
+        leaves = _checked(config, table, source, family.ignorable, family.tied_copies)
     else:
         raise CheckpointError(f"{folder} holds neither config.json nor {own.FILE}, so it is not a checkpoint.")
     params = mapping.unflatten(mapping.fill(leaves, source, dtype))
@@ -111,11 +123,13 @@ def load_gguf(path: Path, dtype: np.dtype) -> LanguageModel:
     return LanguageModel(params=params, config=config, tokenizer=tokenizer)
 
 
-def _checked(config: TransformerConfig, table: Table, source: Source, ignorable: tuple[str, ...]) -> list[mapping.Leaf]:
+def _checked(
+    config: TransformerConfig, table: Table, source: Source, ignorable: tuple[str, ...], tied_copies: Mapping[str, str] | None = None
+) -> list[mapping.Leaf]:
     """The plan of a whole file, once everything in it is accounted for."""
     leaves = mapping.plan(parameter_shapes(config), table, sizes_of(config), source.tensors)
-    tied = table["unembed.W_U"].keys if config.unembed == "tied" else ()
-    mapping.check(leaves, source, ignorable=ignorable, copies=dict.fromkeys(tied, table["embed.W_E"].keys[0]))
+    copies = dict.fromkeys(table["unembed.W_U"].keys, table["embed.W_E"].keys[0]) | dict(tied_copies or {})
+    mapping.check(leaves, source, ignorable=ignorable, copies=copies if config.unembed == "tied" else {})
     return leaves
 
 
@@ -126,15 +140,16 @@ def _without_prefix(table: Table, prefix: str, source: Source) -> Table:
     return {path: dataclasses.replace(rule, key=tuple(key.removeprefix(prefix) for key in rule.keys)) for path, rule in table.items()}
 
 
-def _locate(
+def locate(
     source: str | os.PathLike[str],
-    revision: str | None,
-    cache_dir: str | Path | None,
-    token: str | bool | None,
-    local_files_only: bool,
-    accept_terms: bool,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    accept_terms: bool = False,
 ) -> Path:
-    """The folder or .gguf file that a source stands for, fetched if need be."""
+    """The folder or .gguf file that a source stands for, fetched if need be; arguments as for `load`."""
     from jaxinterp.checkpoints import hub, registry
 
     name = os.fspath(source)

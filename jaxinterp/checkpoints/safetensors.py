@@ -102,9 +102,13 @@ class SafetensorsSource:
         entry = self.tensors[name]
         if entry.dtype not in FLOATS:
             raise CheckpointError(f"{entry.file}: tensor {name!r} is stored as {entry.dtype}; expected one of {', '.join(FLOATS)}.")
+        return self.read_bytes(name, start, stop).view(FLOATS[entry.dtype]).reshape(stop - start, *entry.shape[1:])
+
+    def read_bytes(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The bytes of rows start..stop of a tensor of any type, one after the other."""
+        entry = self.tensors[name]
         row = (entry.stop - entry.start) // max(1, entry.shape[0])
-        data = self._bytes[entry.file][entry.start + start * row : entry.start + stop * row]
-        return data.view(FLOATS[entry.dtype]).reshape(stop - start, *entry.shape[1:])
+        return self._bytes[entry.file][entry.start + start * row : entry.start + stop * row]
 
 
 def folder_files(folder: Path) -> list[Path]:

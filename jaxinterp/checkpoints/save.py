@@ -76,8 +76,8 @@ def _write(lm: LanguageModel, params: Mapping[str, Any], folder: Path, dtype: np
         leaves, name, values = own.plan(parameter_shapes(lm.config)), own.FILE, own.write_config(lm.config)
     else:
         family, values = fitting
-        leaves = mapping.plan(parameter_shapes(lm.config), family.table, sizes_of(lm.config))
-        name, values = "config.json", values | {"torch_dtype": dtype.name} | _token_ids(lm.tokenizer)
+        leaves = mapping.plan(parameter_shapes(lm.config), family.table_of(lm.config), sizes_of(lm.config))
+        name, values = "config.json", _token_ids(lm.tokenizer) | values | {"torch_dtype": dtype.name}
     (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     writers = mapping.file_tensors(leaves)
     tensors = {tensor: (dtype, group[0][0].file_shape) for tensor, group in writers.items()}

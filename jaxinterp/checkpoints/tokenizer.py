@@ -45,6 +45,7 @@ class Tokenizer:
         special_tokens: "bos_token", "eos_token", "pad_token" ... -> token, those that the model has.
         bos_id, eos_id, pad_id: their ids, or None.
         adds_bos: whether the model was trained with BOS first, that is, whether its own pipeline puts it there.
+        prefix_ids, suffix_ids: what its own pipeline puts before and after a single text: [CLS] and [SEP] of an encoder.
         vocab_size: the number of tokens, added ones included. The model's unembedding may be wider (padding).
         chat_template: the Jinja text of the chat template, or None.
     """
@@ -70,6 +71,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id = (self._special_id(backend, name) for name in ("bos_token", "eos_token", "pad_token"))
         first = backend.encode("", add_special_tokens=True).ids[:1]
         self.adds_bos = self.bos_id is not None and first == [self.bos_id]
+        self.prefix_ids, self.suffix_ids = _surroundings(backend)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         # BOS is put in front by the caller, who can see it. A post-processor would also cut the spaces off the offsets.
         self._post_processor = backend.post_processor
@@ -361,6 +363,15 @@ def _through_transformers(folder: Path, vocabulary: str) -> Tokenizer:
         raise CheckpointError(f"transformers cannot make a fast tokenizer of {folder / vocabulary}: {error}") from error
     special_tokens = {name: str(token) for name in SPECIAL_TOKEN_NAMES if (token := getattr(fast, name, None)) is not None}
     return Tokenizer(backend, special_tokens, _default_template(fast.chat_template))
+
+
+def _surroundings(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Special tokens that the post-processor puts before and after a text."""
+    encoded = backend.encode("a", add_special_tokens=True)
+    inside = [index for index, special in enumerate(encoded.special_tokens_mask) if not special]
+    if not inside:
+        return (), ()
+    return tuple(encoded.ids[: inside[0]]), tuple(encoded.ids[inside[-1] + 1 :])
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -22,9 +22,42 @@ from jaxinterp.model.tap import Tap
 from jaxinterp.model.tokens import Tokens
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["unit", "slot", "column", "k", "v"], meta_fields=["slots"])
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Changed tokens of many runs in one sequence: W rows of one token each, which attend within their own run.
+
+    A unit is one prompt of one run. Its tokens that were not packed did not change, so their keys and values are the base's.
+
+    Attributes:
+        unit: [W], the unit that a row belongs to.
+        slot: [W], its place among the unit's queries.
+        column: [W], its column among the unit's keys.
+        k, v: [U K G E], keys (rotated) and values of each unit's prompt in the base run.
+        slots: queries of a unit (axis Q).
+    """
+
+    unit: Int[Array, "W"]
+    slot: Int[Array, "W"]
+    column: Int[Array, "W"]
+    k: Float[Array, "U K G E"]
+    v: Float[Array, "U K G E"]
+    slots: int
+
+    def spread(self, q: Float[Array, "W 1 H E"], k: Float[Array, "W 1 G E"], v: Float[Array, "W 1 G E"]) -> tuple[Array, Array, Array]:
+        """Queries [U Q H E], keys and values [U K G E] of each unit."""
+        queries = jnp.zeros((self.k.shape[0], self.slots, *q.shape[2:]), q.dtype).at[self.unit, self.slot].set(q[:, 0])
+        place = (self.unit, self.column)
+        return queries, self.k.astype(k.dtype).at[place].set(k[:, 0]), self.v.astype(v.dtype).at[place].set(v[:, 0])
+
+    def gather(self, z: Float[Array, "U Q H E"]) -> Float[Array, "W 1 H E"]:
+        """Back to rows."""
+        return z[self.unit, self.slot][:, None]
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "positions", "allowed", "rotary", "rotary_index", "window", "scale"],
+    data_fields=["queries", "keys", "allowed", "rotary", "rotary_index", "window", "scale", "pack"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -32,37 +65,41 @@ class Place:
     """Where the tokens stand: what attention needs to know beside their values.
 
     Attributes:
-        mask: [B P] bool, real tokens.
-        positions: [B P] int32, each token's position in its prompt.
+        queries: [B Q] int32, each query's position in its prompt.
+        keys: [B K] int32, each key's.
         allowed: [B 1 Q K] bool, which keys a query may see before any window.
         rotary: [R 2 B P F] cosines and sines of each rotary setting, or None.
         rotary_index: this layer's entry of `rotary`, or None where all layers share one.
         window: tokens back that this layer's queries see, 0 for all, or None where no layer has a window.
         scale: this layer's factor on q k.
+        pack: rows that attend within their own run (B is then the units), or None.
     """
 
-    mask: Bool[Array, "B P"]
-    positions: Int[Array, "B P"]
+    queries: Int[Array, "B Q"]
+    keys: Int[Array, "B K"]
     allowed: Bool[Array, "B 1 Q K"]
-    rotary: Float[Array, "R 2 B P F"] | None
+    rotary: Float[Array, "R 2 b P F"] | None
     rotary_index: Int[Array, ""] | None
     window: Int[Array, ""] | None
     scale: Float[Array, ""] | float
+    pack: Pack | None = None
 
     @property
-    def table(self) -> Float[Array, "2 B P F"] | None:
+    def table(self) -> Float[Array, "2 b P F"] | None:
         """This layer's cosines and sines."""
         if self.rotary is None:
             return None
         return self.rotary[0] if self.rotary_index is None else self.rotary[self.rotary_index]
 
     @property
+    def behind(self) -> Int[Array, "B 1 Q K"]:
+        """How many tokens a key stands before a query; negative where it stands after it."""
+        return self.queries[:, None, :, None] - self.keys[:, None, None, :]
+
+    @property
     def visible(self) -> Bool[Array, "B 1 Q K"]:
         """Which keys this layer's queries see; none for a query that is padding."""
-        if self.window is None:
-            return self.allowed
-        distance = self.positions[:, None, :, None] - self.positions[:, None, None, :]
-        return self.allowed & ((self.window == 0) | (jnp.abs(distance) < self.window))
+        return self.allowed if self.window is None else self.allowed & ((self.window == 0) | (jnp.abs(self.behind) < self.window))
 
 
 def places(tokens: Tokens, config: TransformerConfig, dtype: Any) -> Callable[[Int[Array, ""]], Place]:
@@ -72,21 +109,22 @@ def places(tokens: Tokens, config: TransformerConfig, dtype: Any) -> Callable[[I
     if config.causal:
         allowed = allowed & (positions[:, None, None, :] <= positions[:, None, :, None])
     rotary = rotary_tables(config, positions, mask.sum(axis=1), dtype) if config.positions == "rotary" else None
-    many = len(set(config.layer_rotary)) > 1
-    windowed, scales = any(config.layer_windows), set(config.layer_scales)
+    return lambda layer: layer_place(config, layer, dtype, queries=positions, keys=positions, allowed=allowed, rotary=rotary)
 
-    def place(layer: Array) -> Place:
-        return Place(
-            mask=mask,
-            positions=positions,
-            allowed=allowed,
-            rotary=rotary,
-            rotary_index=jnp.asarray(np.asarray(config.layer_rotary) % len(rotary))[layer] if many and rotary is not None else None,
-            window=jnp.asarray(config.layer_windows)[layer] if windowed else None,
-            scale=config.layer_scales[0] if len(scales) == 1 else jnp.asarray(config.layer_scales, dtype)[layer],
-        )
 
-    return place
+def layer_place(config: TransformerConfig, layer: Int[Array, ""], dtype: Any, *, rotary: Any, **shared: Any) -> Place:
+    """The place of a layer: what all layers share, and this layer's own rotation, window and scale."""
+    scales = set(config.layer_scales)
+    index = None
+    if rotary is not None and set(config.layer_rotary) != {0}:
+        index = jnp.asarray(np.asarray(config.layer_rotary) % len(rotary))[layer]
+    return Place(
+        rotary=rotary,
+        rotary_index=index,
+        window=jnp.asarray(config.layer_windows)[layer] if any(config.layer_windows) else None,
+        scale=config.layer_scales[0] if len(scales) == 1 else jnp.asarray(config.layer_scales, dtype)[layer],
+        **shared,
+    )
 
 
 def softmax(
@@ -126,9 +164,12 @@ class Attention(nn.Module):
         """What the heads write [B P D], from `attn_in` [B P D]."""
         q, k, v = self._project(x, tap)
         q, k = tap("q_rot", self._turn(q, "q_norm", place, tap)), tap("k_rot", self._turn(k, "k_norm", place, tap))
+        if place.pack is not None:
+            q, k, v = place.pack.spread(q, k, v)
         scores = tap("scores", self._scores(q, k, place))
         pattern = tap("pattern", self._pattern(scores, place, tap))
-        return self._write(tap("z", _weighted_values(pattern, v)), tap)
+        z = _weighted_values(pattern, v)
+        return self._write(tap("z", z if place.pack is None else place.pack.gather(z)), tap)
 
     def _project(self, x: Float[Array, "B P D"], tap: Tap) -> tuple[Array, Array, Array]:
         config = self.config
@@ -140,17 +181,20 @@ class Attention(nn.Module):
             value = jnp.einsum("BPD,DHE->BPHE", x, weight)
             if biased[name]:
                 value = value + align(self.param(f"b_{name.upper()}", nn.initializers.zeros, (n, config.d_head)), value)
-            if config.qkv_clip is not None:
-                value = jnp.clip(value, -config.qkv_clip, config.qkv_clip)
+            if config.qk_norm == "none" or name == "v":
+                value = self._clip(value)
             out.append(tap(name, value))
         return out[0], out[1], out[2]
+
+    def _clip(self, x: Float[Array, "B P N E"]) -> Float[Array, "B P N E"]:
+        return x if self.config.qkv_clip is None else jnp.clip(x, -self.config.qkv_clip, self.config.qkv_clip)
 
     def _turn(self, x: Float[Array, "B P N E"], name: str, place: Place, tap: Tap) -> Float[Array, "B P N E"]:
         """Queries or keys, normed and rotated as the config says."""
         config = self.config
         if config.qk_norm != "none":
             shape = (config.d_head,) if config.qk_norm == "head" else (x.shape[2], config.d_head)
-            x = Norm(config, shape, "qk", over=2 if config.qk_norm == "whole" else 1, bias=False, name=name)(x, tap.rules)
+            x = self._clip(Norm(config, shape, "qk", over=2 if config.qk_norm == "whole" else 1, bias=False, name=name)(x, tap.rules))
         table = place.table
         return x if table is None else rotate(x, table, config.rotary[0])
 
@@ -163,8 +207,8 @@ class Attention(nn.Module):
         )
         scores = scores * jnp.asarray(place.scale, wide)
         if config.positions == "alibi":
-            distance = jnp.abs(place.positions[:, None, :, None] - place.positions[:, None, None, :])
-            scores = scores - jnp.asarray(config.alibi_slopes or alibi_slopes(config.n_heads), wide)[None, :, None, None] * distance
+            slopes = jnp.asarray(config.alibi_slopes or alibi_slopes(config.n_heads), wide)
+            scores = scores - slopes[None, :, None, None] * (place.behind if config.causal else jnp.abs(place.behind))
         if config.score_soft_cap is not None:
             scores = config.score_soft_cap * jnp.tanh(scores / config.score_soft_cap)
         return scores

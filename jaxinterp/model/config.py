@@ -158,7 +158,7 @@ class TransformerConfig:
         score_scale: multiplies q k; None is 1/sqrt(d_head). A tuple gives one for each layer.
         score_soft_cap: c tanh(score / c), or None.
         sinks: a learned score a head that takes part in the softmax and attends to nothing (GPT-OSS).
-        qkv_clip: q, k and v are clipped to [-clip, clip], or None (MPT, OLMo).
+        qkv_clip: q, k and v are clipped to [-clip, clip], or None (MPT, OLMo); q and k after their norm where they have one.
         q_bias, k_bias, v_bias, o_bias: biases of the attention's projections.
         qk_norm: norm of queries and keys before rotation, of the model's kind. "head": one gain [E] shared by heads
             (Qwen 3); "per_head": a gain [H E], each head normed alone (Cohere); "whole": all heads normed as one vector

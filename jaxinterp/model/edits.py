@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.norm import at_least_float32
-from jaxinterp.model.selection import SELECTORS, Heads, check_selection, pick, selection_mask
+from jaxinterp.model.selection import SELECTORS, Heads, Rows, check_selection, pick, selection_mask
 from jaxinterp.model.sites import SITES, Site, check_site, site_of
 from jaxinterp.model.tokens import Tokens, concrete
 
@@ -265,7 +265,7 @@ def _swap(x: Array, a: Array, b: Array) -> Array:
 
 
 def apply_edit(
-    edit: Edit, arguments: Sequence[Array], inputs: Sequence[Array], value: Array, layer: Int[Array, ""] | None, tokens: Tokens,
+    edit: Edit, arguments: Sequence[Array], inputs: Sequence[Array], value: Array, layer: Int[Array, ""] | None, tokens: Tokens | Rows,
     site: Site, chosen: Int[Array, "B P S"] | None = None,
 ) -> Array:  # fmt: skip
     """The value of a site after one edit.

@@ -7,10 +7,12 @@ expert's weights: about (1 + half a block an expert) times the operations that t
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.model.config import TransformerConfig
@@ -40,8 +42,9 @@ class Routing:
 def route(index: Int[Array, "A"], n_experts: int) -> Routing:
     """The blocks for assignments of `index` experts; their number depends on shapes alone."""
     count = index.shape[0]
-    block = 1
-    while block < min(count / (4 * n_experts), 256):
+    # a block costs a copy of its matrix, worth about 24 rows: few blocks against few rows of zeros
+    block = 4
+    while block < min(count / (2 * n_experts), 256):
         block *= 2
     total = (count + min(n_experts, count) * (block - 1)) // block
     sizes = jnp.zeros(n_experts, jnp.int32).at[index].add(1)
@@ -57,14 +60,35 @@ def route(index: Int[Array, "A"], n_experts: int) -> Routing:
 def grouped_linear(x: Float[Array, "A I"], weight: Float[Array, "X I O"], routing: Routing) -> Float[Array, "A O"]:
     """Each assignment's row times its own expert's matrix."""
     rows = jnp.zeros((routing.used.shape[0] * routing.block, x.shape[1]), x.dtype).at[routing.slot].set(x)
-
-    def step(carry: None, block: tuple[Array, Array, Array]) -> tuple[None, Array]:
-        rows, expert, used = block
-        multiply = lambda: jnp.einsum("AI,IO->AO", rows, jax.lax.dynamic_index_in_dim(weight, expert, keepdims=False))  # noqa: E731
-        return carry, jax.lax.cond(used, multiply, lambda: jnp.zeros((routing.block, weight.shape[2]), x.dtype))
-
-    _, out = jax.lax.scan(step, None, (rows.reshape(-1, routing.block, x.shape[1]), routing.expert, routing.used))
+    out = _multiply(rows.reshape(-1, routing.block, x.shape[1]), weight, routing.expert, routing.used)
     return out.reshape(-1, weight.shape[2])[routing.slot]
+
+
+def _scan(rows: Float[Array, "N A I"], weight: Float[Array, "X I O"], expert: Int[Array, "N"], used: Bool[Array, "N"]) -> Array:
+    """Each used block times the matrix of its expert [N A O], one after the other; unused blocks give zeros."""
+
+    # a backward pass looks the matrix up again: kept, there would be one for each block
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def product(rows: Array, expert: Array, used: Array) -> Array:
+        multiply = lambda: jnp.einsum("AI,IO->AO", rows, jax.lax.dynamic_index_in_dim(weight, expert, keepdims=False))  # noqa: E731
+        return jax.lax.cond(used, multiply, lambda: jnp.zeros((rows.shape[0], weight.shape[2]), rows.dtype))
+
+    return jax.lax.scan(lambda carry, block: (carry, product(*block)), None, (rows, expert, used))[1]
+
+
+_multiply = jax.custom_jvp(_scan)
+
+
+@functools.partial(_multiply.defjvp, symbolic_zeros=True)
+def _multiply_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """The product's derivative; transposing the scan would add to the gradient of all experts at every step, so for them it is
+    taken of all blocks at once, and what is transposed adds each block to its own expert only.
+    """
+    rows, weight, expert, used = primals
+    d_rows, d_weight = (None if isinstance(tangent, SymbolicZero) else tangent for tangent in tangents[:2])
+    out = _multiply(rows, weight, expert, used)
+    change = jnp.zeros_like(out) if d_rows is None else _scan(d_rows, weight, expert, used)
+    return out, change if d_weight is None else change + jnp.einsum("NAI,NIO->NAO", rows, d_weight[expert])
 
 
 class MixtureOfExperts(nn.Module):
@@ -103,15 +127,15 @@ class MixtureOfExperts(nn.Module):
         """The weights and the numbers of each token's experts."""
         experts = self.config.experts
         assert experts is not None
-        logits = jnp.einsum("BPD,DX->BPX", x, self.param("W_router", nn.initializers.lecun_normal(), (x.shape[-1], experts.n)))
+        router = self.param("W_router", nn.initializers.lecun_normal(), (x.shape[-1], experts.n))
+        logits = jnp.einsum("BPD,DX->BPX", x, router, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
         if experts.router_bias:
             logits = logits + align(self.param("b_router", nn.initializers.zeros, (experts.n,)), logits)
-        chances = jax.nn.softmax(at_least_float32(tap("router_logits", logits)), axis=-1)
-        best, index = jax.lax.top_k(chances, experts.per_token)
-        if experts.normalise:
-            best = best / best.sum(axis=-1, keepdims=True)
-        weights = jnp.zeros_like(chances)
-        weights = jnp.put_along_axis(weights, index, best, axis=-1, inplace=False)
+        logits = at_least_float32(tap("router_logits", logits))
+        # the softmax over the chosen alone is that over all, scaled to sum to 1
+        best, index = jax.lax.top_k(logits if experts.normalise else jax.nn.softmax(logits, axis=-1), experts.per_token)
+        best = jax.nn.softmax(best, axis=-1) if experts.normalise else best
+        weights = jnp.put_along_axis(jnp.zeros_like(logits), index, best, axis=-1, inplace=False)
         best, index = jax.lax.top_k(tap("expert_weights", weights), experts.per_token)
         tap.chosen = tap("expert_index", index)
         return best, index

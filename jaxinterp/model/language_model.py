@@ -24,6 +24,8 @@ class TokenizerProtocol(Protocol):
     eos_id: int | None
     pad_id: int | None
     adds_bos: bool
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]: ...
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
@@ -56,8 +58,8 @@ class LanguageModel:
 
         Args:
             prompts: a string, a list of strings, ids [B P] (or [P]), or Tokens, which are returned as they are.
-            bos: "model" does as the model's own tokenizer does; True and False put its beginning-of-sequence token
-                first or not; any other string is the token to put first.
+            bos: "model" does as the model's own tokenizer does (an encoder's puts [CLS] before a text and [SEP] after it);
+                True and False put its beginning-of-sequence token first or not; any other string is the token to put first.
 
         Raises:
             InputError: a prompt is empty, or strings were given to a model without a tokenizer.
@@ -66,8 +68,8 @@ class LanguageModel:
             return prompts
         texts = [prompts] if isinstance(prompts, str) else prompts
         if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
-            first, label = self._bos(bos)
-            return self._pad([first + self._tokenizer.encode(text) for text in texts], label)
+            first, last, label = self._surroundings(bos)
+            return self._pad([first + self._tokenizer.encode(text) + last for text in texts], label)
         if isinstance(texts, list | tuple) and (not texts or any(isinstance(text, str) for text in texts)):
             raise InputError(
                 "Prompts must be a string, a list of strings, Tokens or an integer array [B P]; the list is empty or mixes kinds."
@@ -169,6 +171,13 @@ class LanguageModel:
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer, so text cannot be used with it; pass token ids [B P] or Tokens.")
         return self.tokenizer
+
+    def _surroundings(self, bos: str | bool) -> tuple[list[int], list[int], str]:
+        """Ids to put before and after each text, and the policy's name."""
+        if bos == "model" and not self.config.causal:
+            return list(self._tokenizer.prefix_ids), list(self._tokenizer.suffix_ids), "model"
+        first, label = self._bos(bos)
+        return first, [], label
 
     def _bos(self, bos: str | bool) -> tuple[list[int], str]:
         tokenizer = self._tokenizer

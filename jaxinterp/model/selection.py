@@ -13,7 +13,7 @@ error where its value is known.
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,14 @@ from jaxinterp.model.tokens import Tokens, check_positions, concrete, position_m
 # The letters that each selector means; "head" on k and v is the key/value head.
 SELECTORS = {"layer": "L", "batch": "B", "position": "P", "query": "Q", "key": "K", "head": "HG", "neuron": "MN", "expert": "XS"}
 POSITIONAL = ("position", "query", "key")
+
+
+class Rows(NamedTuple):
+    """Which tokens the axes P, Q and K of a value stand for, where they are not the same ones."""
+
+    position: Tokens
+    query: Tokens
+    key: Tokens
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layer", "head"], meta_fields=[])
@@ -77,7 +85,7 @@ def axis_of(name: str, axes: str) -> int:
 
 
 def selection_mask(
-    select: Mapping[str, Any], where: Any, site: Site, shape: tuple[int, ...], layer: Int[Array, ""] | None, tokens: Tokens,
+    select: Mapping[str, Any], where: Any, site: Site, shape: tuple[int, ...], layer: Int[Array, ""] | None, tokens: Tokens | Rows,
     chosen: Int[Array, "B P S"] | None = None,
 ) -> Bool[Array, "..."] | None:  # fmt: skip
     """Which entries of a site's value are selected, broadcastable against `shape` (the site without L); None is all.
@@ -105,18 +113,17 @@ def selection_mask(
             masks.append(_spread(_hits(name, index, shape[axis_of(name, axes)], tokens), axis_of(name, axes), len(axes)))
     if isinstance(where, Heads):
         here = jnp.where(jnp.asarray(where.layer) == layer, jnp.asarray(where.head), -1)
-        masks.append(
-            _spread((here[:, None] == jnp.arange(shape[axis_of("head", axes)])[None]).any(axis=0), axis_of("head", axes), len(axes))
-        )
+        masks.append(_spread(_hits("head", here, shape[axis_of("head", axes)], tokens), axis_of("head", axes), len(axes)))
     elif where is not None:
         masks.append(_inner(jnp.asarray(where).astype(bool), site, layer, len(axes)))
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def _hits(name: str, index: Any, size: int, tokens: Tokens) -> Bool[Array, "..."]:
+def _hits(name: str, index: Any, size: int, tokens: Tokens | Rows) -> Bool[Array, "..."]:
     """[size] or [B size]: which entries of one axis the index names."""
     if name in POSITIONAL:
-        return position_mask(index, tokens.mask, tokens.positions)
+        standing: Tokens = getattr(tokens, name) if isinstance(tokens, Rows) else tokens
+        return position_mask(index, standing.mask, standing.positions)
     index = jnp.asarray(index)
     index = index.reshape((-1,)) if index.ndim < 2 else index
     return (index[..., None] == jnp.arange(size).reshape((1,) * index.ndim + (size,))).any(axis=-2)

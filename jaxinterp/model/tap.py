@@ -16,7 +16,7 @@ from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit, apply_edit
 from jaxinterp.model.rules import Rules
-from jaxinterp.model.selection import At, axis_of, gather
+from jaxinterp.model.selection import At, Rows, axis_of, gather
 from jaxinterp.model.sites import SITES, site_of
 from jaxinterp.model.tokens import Tokens
 
@@ -41,6 +41,7 @@ class Tap:
         rules: Rules | None = None,
         layer: Int[Array, ""] | None = None,
         dtype: Any = None,
+        rows: Rows | None = None,
     ) -> None:
         """A tap for one block.
 
@@ -53,7 +54,9 @@ class Tap:
             rules: rules of the backward pass.
             layer: this block's index, or None outside the blocks.
             dtype: type of recorded values; None keeps each value's own.
+            rows: which tokens the axes of a value stand for, where queries and keys are not those of `tokens`.
         """
+        self._rows = rows or tokens
         self.rules = rules or Rules()
         self.activations: dict[str, Array] = {}
         self.chosen: Int[Array, "B P S"] | None = None
@@ -81,7 +84,7 @@ class Tap:
             if edit.site == site and edit.when in ("all", "prompt"):
                 inputs = [self._input(name, value, edit) for name in edit.reads] or [value]
                 place = site_of(site, self._config)
-                value = apply_edit(edit, arguments, inputs, value, self._layer, self._tokens, place, self.chosen)
+                value = apply_edit(edit, arguments, inputs, value, self._layer, self._rows, place, self.chosen)
         if site in self._read:
             self._seen[site] = value
         if site in self._requests:

@@ -118,8 +118,13 @@ def embed(params: Params, tokens: Tokens, config: TransformerConfig, tap: Tap, d
     return resid
 
 
-def unembed(params: Params, resid: Float[Array, "B P D"], config: TransformerConfig, tap: Tap) -> Float[Array, "B P V"] | None:
-    """Logits from the last residual stream: dense layer, final norm, W_U (or W_E transposed), bias, scale and soft cap."""
+def unembed(
+    params: Params, resid: Float[Array, "B P D"], config: TransformerConfig, tap: Tap, columns: Int[Array, "B k"] | None = None
+) -> Float[Array, "B P k"] | None:
+    """Logits from the last residual stream: dense layer, final norm, W_U (or W_E transposed), bias, scale and soft cap.
+
+    With `columns`, only these columns of the vocabulary are computed, for each prompt its own.
+    """
     dtype, wide = resid.dtype, jnp.promote_types(resid.dtype, jnp.float32)
     weights = cast(params.get("unembed", {}), dtype)
     if config.pooler:
@@ -136,12 +141,16 @@ def unembed(params: Params, resid: Float[Array, "B P D"], config: TransformerCon
         return None
     if config.d_embed is not None:
         resid = jnp.einsum("BPD,DC->BPC", resid, weights["W_embed"])
-    if config.unembed == "tied":
-        logits = jnp.einsum("BPD,VD->BPV", resid, params["embed"]["W_E"].astype(dtype), preferred_element_type=wide)
+    tied = config.unembed == "tied"
+    matrix = params["embed"]["W_E"].astype(dtype) if tied else weights["W_U"]
+    if columns is None:
+        logits = jnp.einsum("BPD,VD->BPV" if tied else "BPD,DV->BPV", resid, matrix, preferred_element_type=wide)
     else:
-        logits = jnp.einsum("BPD,DV->BPV", resid, weights["W_U"], preferred_element_type=wide)
+        chosen = matrix[columns] if tied else jnp.moveaxis(matrix[:, columns], 0, -1)
+        logits = jnp.einsum("BPD,BVD->BPV", resid, chosen, preferred_element_type=wide)
     if config.unembed_bias:
-        logits = logits + align(at_least_float32(params["unembed"]["b_U"]), logits)
+        bias = at_least_float32(params["unembed"]["b_U"])
+        logits = logits + (align(bias, logits) if columns is None else bias[columns][:, None, :])
     logits = tap("logits_raw", logits * config.logit_scale if config.logit_scale != 1.0 else logits)
     if config.final_soft_cap is not None:
         logits = config.final_soft_cap * jnp.tanh(logits / config.final_soft_cap)

@@ -10,21 +10,44 @@ from jaxinterp.checkpoints.families import FAMILIES, family_for, read_config
 from jaxinterp.checkpoints.layout import sizes_of
 from jaxinterp.checkpoints.mapping import flatten, plan
 from jaxinterp.errors import CheckpointError
-from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
+from jaxinterp.model.config import Experts, Rotary, RotaryScaling, TransformerConfig
 from jaxinterp.model.parameters import parameter_shapes
 from tests.checkpoints.hf_configs import (
+    BERT,
+    BLOOM,
+    COHERE,
+    COHERE2,
+    FALCON,
     FULL,
+    GEMMA,
+    GEMMA2,
     GEMMA3,
+    GLM,
     GPT2,
+    GPT_NEO,
+    GPT_OSS,
+    GPTJ,
+    GRANITE,
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     MODELS,
+    MPT,
     NEOX,
+    OLMO,
+    OLMO2,
+    OLMO3,
     ON_THE_HUB,
     PARAMETERS,
+    PHI,
+    PHI3,
     QWEN2,
+    QWEN2_MOE,
     QWEN3,
+    QWEN3_MOE,
+    SAVED_AS,
     SLIDING,
+    SMOLLM3,
     SPELLINGS,
     YARN,
 )  # fmt: skip
@@ -50,15 +73,15 @@ def test_a_written_config_reads_back(name: str):
     assert found is not None
     family, fields = found
     assert read(fields) == config
-    assert fields["model_type"] == family.model_type == MODELS[name]["model_type"]
+    assert fields["model_type"] == family.model_type == SAVED_AS[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_has_a_place_for_every_parameter(name: str):
     config, family = read_config(MODELS[name], F32, "config.json")
     sizes = sizes_of(config)
-    for leaf in plan(parameter_shapes(config), family.table, sizes):
-        ours = leaf.shape[1:] if leaf.stacked else leaf.shape
+    for leaf in plan(parameter_shapes(config), family.table_of(config), sizes):
+        ours = leaf.shape[leaf.stacked :]
         assert ours == tuple(math.prod(sizes.get(x) or int(x) for x in group) for group in leaf.layout.ours), leaf.path
 
 
@@ -107,6 +130,19 @@ def test_gpt_neox_rotates_a_part():
     assert read(NEOX | {"use_parallel_residual": False}).parallel == "no"
 
 
+def test_experts_of_each_family():
+    assert read(MIXTRAL).experts == Experts(5, 2, 20)
+    config = read(QWEN2_MOE | {"mlp_only_layers": [1]})
+    assert config.experts == Experts(5, 2, 12, normalise=False, d_shared=14, shared_gate=True, layers=(True, False, True))
+    assert config.d_mlp == 20 and len(config.groups) == 3
+    assert read(QWEN3_MOE | {"decoder_sparse_step": 3}).expert_layers == (False, False, True)
+    oss = read(GPT_OSS)
+    assert (oss.experts, oss.windows, oss.sinks) == (Experts(5, 2, 20, router_bias=True), (4, 0, 4), True)
+    assert (oss.activation, oss.mlp_clamp, oss.mlp_up_offset) == ("quick_gelu", 7.0, 1.0)
+    scaling = oss.rotary[0].scaling
+    assert scaling is not None and (scaling.kind, scaling.factor, scaling.truncate) == ("yarn", 32.0, False)
+
+
 def test_gemma3_layers_of_two_kinds():
     config = read(GEMMA3 | {"sliding_window_pattern": 2, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert config.windows == (4, 0, 4) and config.rotary_layers == (0, 1, 0)
@@ -119,6 +155,28 @@ def test_gemma3_layers_of_two_kinds():
 )
 def test_gemma3_embedding_scale_is_rounded_to_the_weights(dtype: str, expected: float):
     assert read(GEMMA3, np.dtype(dtype)).embed_scale == expected
+
+
+def test_gemma2_caps_are_off_where_they_are_null():
+    assert (read(GEMMA2).score_soft_cap, read(GEMMA2).final_soft_cap, read(GEMMA2).windows) == (50.0, 30.0, (4, 0, 4))
+    null = read(GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None})
+    assert (null.score_soft_cap, null.final_soft_cap) == (None, None)
+
+
+def test_phi3_attention_factor_is_of_the_contexts_ratio():
+    longrope = {"type": "su", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+    found = read(PHI3 | {"rope_scaling": longrope, "original_max_position_embeddings": 16}).rotary[0].scaling
+    assert found is not None and found.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+    # transformers' default beside the rotary parameters counts before what stands in them
+    inside = read(PHI3 | {"rope_scaling": longrope | {"original_max_position_embeddings": 16}}).rotary[0].scaling
+    assert inside is not None and inside.original_context == 4096
+
+
+def test_layers_that_do_not_rotate():
+    assert read(SMOLLM3).rotary_layers == (0, -1, 0)
+    assert read(SMOLLM3 | {"no_rope_layers": None, "num_hidden_layers": 4}).rotary_layers == (0, 0, 0, -1)
+    cohere = read(COHERE2 | {"num_hidden_layers": 4})
+    assert (cohere.windows, cohere.rotary_layers) == ((4, 4, 4, 0), (0, 0, 0, -1))
 
 
 def scaling(values: dict[str, Any], **more: Any) -> RotaryScaling:
@@ -167,8 +225,45 @@ REFUSED = {
     "no window": (QWEN2 | {"sliding_window": 0}, "names no size"),
     "gemma soft cap": (GEMMA3 | {"attn_logit_softcapping": 50.0}, "'attn_logit_softcapping' is 50.0"),
     "gemma bidirectional": (GEMMA3 | {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
+    "phi3 scaling": (PHI3 | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' is not one of this family's"),
+    "phi3 unembedding's bias": (PHI3 | {"lm_head_bias": True}, "'lm_head_bias' is True"),
+    "phi3 longrope length": (PHI3 | {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, "expected 3 entries"),
+    "gemma activation": (GEMMA | {"hidden_act": "silu"}, "'hidden_act' is 'silu'"),
+    "gemma other activation": (GEMMA | {"hidden_activation": "gelu"}, "'hidden_activation' is 'gelu'"),
+    "gemma2 bidirectional": (GEMMA2 | {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
+    "gemma2 two windows": (GEMMA2 | {"sliding_window_size": 8}, "'sliding_window_size' is 8"),
+    "olmo epsilon": (OLMO | {"rms_norm_eps": 1e-6}, "'rms_norm_eps' is 1e-06"),
+    "olmo2 clip": (OLMO2 | {"clip_qkv": 8.0}, "'clip_qkv' .8.0. is not understood"),
+    "olmo3 base": (OLMO3 | {"rope_theta": 1e4}, "'rope_theta' is 10000.0, which has no one meaning"),
+    "olmo3 flat": (OLMO3 | {"rope_parameters": {"rope_type": "default"}}, "'rope_parameters' holds 'rope_type'"),
+    "granite divisor": (GRANITE | {"logits_scaling": 0}, "'logits_scaling' is 0"),
+    "smollm3 layers": (SMOLLM3 | {"no_rope_layers": [1, 0]}, "'no_rope_layers' has 2 entries for 3 layers"),
+    "smollm3 interval": (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0}, "'no_rope_layer_interval' is 0"),
+    "cohere epsilon": (COHERE | {"rms_norm_eps": 1e-6}, "'rms_norm_eps' is 1e-06"),
+    "cohere2 qk norm": (COHERE2 | {"use_qk_norm": True}, "'use_qk_norm' is True"),
+    "cohere2 serial": (COHERE2 | {"use_parallel_block": False}, "'use_parallel_block' is False"),
+    "glm odd part": (GLM | {"partial_rotary_factor": 0.4}, "Rotary.dim is 3"),
     "gpt2 cross attention": (GPT2 | {"add_cross_attention": True}, "'add_cross_attention' is True"),
     "gpt2 context": (GPT2 | {"n_ctx": 16}, "'n_ctx' is 16"),
+    "bert's relative positions": (BERT | {"position_embedding_type": "relative_key"}, "'position_embedding_type' is 'relative_key'"),
+    "bert as a decoder": (BERT | {"is_decoder": True}, "'is_decoder' is True"),
+    "another head of bert": (BERT | {"architectures": ["BertForSequenceClassification"]}, "'BertForSequenceClassification'"),
+    "gptj without rotation": (GPTJ | {"model_type": "gptj", "rotary": False}, "'rotary' is False"),
+    "codegen's quarters": (GPTJ | {"model_type": "codegen", "n_embd": 24, "n_head": 6}, "'n_head' 6; expected heads in 4 equal parts"),
+    "gpt_neo's kinds": (GPT_NEO | {"attention_types": [[["sparse"], 3]]}, "expected 3 layers, each 'global' or 'local'"),
+    "gpt_neo's number": (GPT_NEO | {"attention_types": [[["global"], 10**9]]}, "expected 3 layers"),
+    "bloom's residual": (BLOOM | {"apply_residual_connection_post_layernorm": True}, "'apply_residual_connection_post_layernorm' is True"),
+    "falcon's norms": (FALCON | {"num_ln_in_parallel_attn": 2}, "do not go together"),
+    "mpt's norm of queries": (MPT | {"attn_config": {"qk_ln": True}}, "attn_config: field 'qk_ln' is True"),
+    "mpt's positions": (MPT | {"attn_config": {"alibi": False}}, "attn_config: field 'alibi' is False"),
+    "mpt's logits": (MPT | {"logit_scale": "inv_sqrt_d_model"}, "'logit_scale' is 'inv_sqrt_d_model'"),
+    "phi's norm of queries": (PHI | {"qk_layernorm": True}, "'qk_layernorm' is True"),
+    "no layer with experts": (QWEN3_MOE | {"decoder_sparse_step": 4}, "leave no layer with experts"),
+    "more experts a token than there are": (MIXTRAL | {"num_experts_per_tok": 6}, "per_token is 6"),
+    "two numbers of experts": (QWEN3_MOE | {"num_local_experts": 4}, "'num_experts' is 5 but 'num_local_experts' 4"),
+    "gpt_oss's sigmoid": (GPT_OSS | {"swiglu_alpha": 1.5}, "'swiglu_alpha' is 1.5"),
+    "gpt_oss in other bits": (GPT_OSS | {"quantization_config": {"quant_method": "awq"}}, "of method 'awq'"),
+    "mixtral in other bits": (MIXTRAL | {"quantization_config": {"quant_method": "mxfp4"}}, "'quantization_config'"),
     "window of a llama": (LLAMA | {"sliding_window": 4}, "'sliding_window' is 4"),
 }
 
@@ -201,7 +296,7 @@ def test_harmless_fields_are_ignored():
 
 def test_a_config_that_no_family_can_say_has_none():
     fitting = {name: found[0].model_type for name, config in CONFIGS.items() if (found := family_for(config, F32))}
-    assert fitting == {"neox": "gpt_neox"}
+    assert fitting == {"neox": "gpt_neox", "moe": "qwen3_moe"}
 
 
 def test_families_agree_with_their_keys():

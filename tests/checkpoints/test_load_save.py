@@ -18,7 +18,7 @@ from jaxinterp.errors import CheckpointError, FetchError, InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.language_model import LanguageModel
 from tests import tiny
-from tests.checkpoints.hf_configs import GEMMA3, GPT2, LLAMA, MODELS, NEOX
+from tests.checkpoints.hf_configs import GEMMA3, GPT2, LLAMA, MODELS, NEOX, SAVED_AS
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "tokenizers" / "byte_level"
 
@@ -54,11 +54,11 @@ def change(folder: Path, **tensors: np.ndarray | None) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_back_bit_for_bit(name: str, tmp_path: Path):
     lm = saved(MODELS[name], tmp_path / "m")
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == MODELS[name]["model_type"]
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == SAVED_AS[name]
     assert_equal(load(tmp_path / "m"), lm)
 
 
-@pytest.mark.parametrize("name", ["olmo2", "bert", "oss", "granite", "attention", "bloom"])
+@pytest.mark.parametrize("name", ["olmo2", "bert", "oss", "granite", "attention", "bloom", "mixed"])
 def test_a_model_of_no_family_is_saved_in_our_own_layout(name: str, tmp_path: Path):
     config = tiny.CONFIGS[name]
     lm = LanguageModel(params=tiny.params(config), config=config)

@@ -70,6 +70,26 @@ def test_the_first_alternative_name_that_the_file_has_is_used():
     np.testing.assert_array_equal(fill(shapes(2), Arrays(given))["blocks"][0]["mlp"]["b_in"][1], given["layers.1.b"].astype(np.float32))
 
 
+def test_a_tensor_for_each_expert_fills_one_array_and_is_written_back():
+    random = np.random.default_rng(0)
+    table = TABLE | {"blocks.mlp.W_in": Weight("layers.{l}.experts.{x}.up", "M D -> D M")}
+    tree = {"embed": {"W_E": shape(6, 4)}, "blocks": ({"mlp": {"b_in": shape(1, 3)}}, {"mlp": {"W_in": shape(2, 5, 4, 3)}})}
+    given = {"embed": random.normal(size=(6, 4)), "layers.0.bias": random.normal(size=3)}
+    given |= {f"layers.{layer}.experts.{expert}.up": random.normal(size=(3, 4)) for layer in (1, 2) for expert in range(5)}
+    source = Arrays({name: array.astype(np.float32) for name, array in given.items()})
+    leaves = mapping.plan(tree, table, SIZES, source.tensors)
+    mapping.check(leaves, source)
+    params = mapping.fill(leaves, source, np.dtype(np.float32))
+    for layer, expert in np.ndindex(2, 5):
+        expected = source.arrays[f"layers.{layer + 1}.experts.{expert}.up"].T
+        np.testing.assert_array_equal(params["blocks.1.mlp.W_in"][layer, expert], expected)
+    assert source.largest <= 6 * 4, "one tensor at a time"
+    writers = mapping.file_tensors(leaves)
+    assert set(writers) == set(source.arrays)
+    for name, array in source.arrays.items():
+        np.testing.assert_array_equal(mapping.assemble(writers[name], params, np.dtype(np.float32)), array)
+
+
 def test_a_number_is_added_while_reading():
     given = arrays(1)
     np.testing.assert_array_equal(fill(shapes(1), Arrays(given))["ln_final"]["w"], (given["norm"] - 1).astype(np.float32))

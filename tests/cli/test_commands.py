@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 import jaxinterp as ji
 from jaxinterp.checkpoints import load as loading
-from jaxinterp.cli import demo, doctor, info, models, predict, trace
+from jaxinterp.cli import demo, doctor, info, models, predict, trace, verify
 from tests.cli.conftest import Outcome
 
 Cli = Callable[..., Outcome]
-COMMANDS = (demo, doctor, info, models, predict, trace)
+COMMANDS = (demo, doctor, info, models, predict, trace, verify)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
@@ -168,3 +168,14 @@ def test_interrupts_and_surprises(
 
 def test_version(cli: Cli) -> None:
     assert cli("--version").out == f"jaxinterp {ji.__version__}\n"
+
+
+def test_verify_says_what_is_wrong_and_ends_with_1(cli: Cli, folder: Path) -> None:
+    """The tiny model is random: all that is wrong with it is its loss on a sentence."""
+    outcome = cli("verify --no-torch --json", folder)
+    found = outcome.json()
+    assert outcome.code == 1 and not found["ok"]
+    assert [check["name"] for check in found["checks"] if not check["ok"]] == ["plausible loss"]
+    assert found["first"].startswith("plausible loss")
+    shown = cli("verify --no-torch", folder)
+    assert shown.code == 1 and "WRONG" in shown.out and "Wrong: plausible loss" in shown.out

@@ -36,6 +36,39 @@ def test_rows_multiplied_are_few_beside_running_every_expert_on_every_token() ->
     assert routing.used.shape[0] * routing.block <= 2 * 512
 
 
+def test_grouped_products_are_differentiated_and_mapped_as_the_formula_is() -> None:
+    random = np.random.default_rng(3)
+    x, weight = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((2, 9, 6), (4, 6, 5)))
+    index = jnp.asarray(random.integers(0, 3, (2, 9)))  # nothing goes to the last expert
+    near: Any = {"rtol": 1e-4, "atol": 1e-5}
+
+    def ours(x: jax.Array, weight: jax.Array, index: jax.Array = index[0]) -> jax.Array:
+        return jnp.sin(grouped_linear(x, weight, route(index, 4)))
+
+    def plain(x: jax.Array, weight: jax.Array, index: jax.Array = index[0]) -> jax.Array:
+        return jnp.sin(jnp.einsum("AI,AIO->AO", x, weight[index]))
+
+    change = (jnp.cos(x[0]), jnp.cos(weight))
+    for arguments in ((x[0],), (x[0], weight)):
+        partial = [lambda *given, f=f: f(*given, *(x[0], weight)[len(given) :]) for f in (ours, plain)]
+        pushed = [jax.jvp(f, arguments, change[: len(arguments)])[1] for f in partial]
+        np.testing.assert_allclose(pushed[0], pushed[1], **near)
+        slopes = [jax.grad(lambda *given, f=f: (f(*given) ** 2).sum(), tuple(range(len(arguments))))(*arguments) for f in partial]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **near), *slopes)
+    batched = [jax.vmap(f, (0, None, 0))(x, weight, index) for f in (ours, plain)]
+    np.testing.assert_allclose(batched[0], batched[1], **near)
+    second = [jax.jvp(jax.grad(lambda x, f=f: f(x, weight).sum()), (x[0],), (change[0],))[1] for f in (ours, plain)]
+    np.testing.assert_allclose(second[0], second[1], **near)
+
+
+def test_a_backward_pass_keeps_no_copy_of_a_matrix_for_each_block() -> None:
+    x, weight, index = jnp.ones((200, 64)), jnp.ones((4, 64, 256)), jnp.arange(200) % 4
+    _, pull = jax.vjp(lambda x: grouped_linear(x, weight, route(index, 4)), x)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull) if isinstance(leaf, jax.Array))
+    blocks = route(index, 4).used.shape[0]
+    assert kept < weight.size + 4 * x.size < blocks * 64 * 256
+
+
 def dense(x: np.ndarray, layer: int, weights: np.ndarray) -> np.ndarray:
     """What the experts of a layer write, every expert on every token."""
     p = jax.tree.map(lambda w: np.asarray(w[layer]), WEIGHTS["blocks"][0]["experts"])

@@ -208,3 +208,11 @@ def test_stacked_checkpoints_run_under_vmap_as_one_by_one() -> None:
         np.testing.assert_allclose(together.padded["z"][row], alone["z"], rtol=1e-4, atol=2e-5)
     with pytest.raises(ji.InputError, match="configs differ"):
         ji.stack([models[0], ji.LanguageModel(params(CONFIGS["llama"]), CONFIGS["llama"])])
+
+
+@pytest.mark.parametrize("layers", [(-1, -1, -1), (0, -1, 0)])
+def test_layers_without_rotation_do_not_rotate(layers: tuple[int, ...]) -> None:
+    config = CONFIGS["one"].replace(n_layers=3, rotary_layers=layers)
+    trace = _all_sites(params(config), prompts(config), config)
+    rotated = jnp.abs(trace["q_rot"] - trace["q"]).max((1, 2, 3, 4)) > 1e-2
+    assert rotated.tolist() == [index >= 0 for index in layers]

@@ -27,6 +27,8 @@ def at_tokens(site: str, value: np.ndarray, mask: np.ndarray, tokens: tuple[np.n
     rows, columns = tokens
     axes = SITES[site].axes
     value = np.asarray(value)
+    if axes == "BD":  # one vector a prompt: that of each token's prompt
+        return value[None, tokens[0]]
     if axes[0] != "L":
         value = value[None]
     if axes.endswith("HQK"):

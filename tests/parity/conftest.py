@@ -1,4 +1,4 @@
-"""Collects what the parity tests measure, writes docs/parity.md once every row was, and finds the real weights."""
+"""Collects what the parity tests measure, writes docs/parity.md and docs/families.md once every row was, and finds the real weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from jaxinterp.checkpoints import fetch
 from jaxinterp.checkpoints.cache import weights_folder
 from jaxinterp.checkpoints.registry import entries
+from tests.parity import families
 from tests.parity.report import Findings, write
 from tests.parity.table import ROWS
 
@@ -18,7 +19,9 @@ def findings() -> Iterator[Findings]:
     findings = Findings()
     yield findings
     if set(findings.rows) == set(ROWS):
-        write([findings.rows[name] for name in ROWS], findings.real_weights)
+        measured = [findings.rows[name] for name in ROWS]
+        write(measured, findings.real_weights)
+        families.write(measured)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ SEED = 7
 # and of the one padded right, and the only token of the last; gradients inside a prompt and at its first token.
 TOKENS = ((0, 0, 1, 2, 3), (4, 10, 10, 5, 0))
 TOKENS_OF_GRADIENTS = ((0, 1), (4, 3))
-NO_GRADIENT = ("head_out",)  # the same as at attn_proj or attn_out, once a head
+# the first is the same as at attn_proj or attn_out, once a head; the second is of whole numbers
+NO_GRADIENT = ("head_out", "expert_index")
 
 
 @dataclasses.dataclass(frozen=True)

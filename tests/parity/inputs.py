@@ -56,7 +56,8 @@ class Batch:
     Attributes:
         ids: token ids, padding included [B P].
         mask: True at real tokens [B P].
-        weights: the metric is sum(weights * logits) over real tokens [B P V].
+        weights: the metric is sum(weights * logits) over real tokens [B P V]; without an unembedding, of the first columns with
+            the last residual stream, and summed over tokens with the pooler's output.
     """
 
     ids: np.ndarray
@@ -67,6 +68,10 @@ class Batch:
     def positions(self) -> np.ndarray:
         """Each token's position in its own prompt, 0 at padding before it [B P]."""
         return np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
+
+    def types(self, n: int) -> np.ndarray:
+        """A token type below `n` for each token [B P]."""
+        return self.ids % n
 
     @property
     def tokens(self) -> tuple[np.ndarray, ...]:

@@ -78,6 +78,11 @@ def _detail(errors: Errors) -> list[str]:
     return lines
 
 
+def versions() -> str:
+    """Versions of what was compared."""
+    return ", ".join(f"{name} {importlib.metadata.version(name).split('+')[0]}" for name in PACKAGES)
+
+
 def write(measured: list[Errors], real_weights: list[str]) -> None:
     """Writes the document.
 
@@ -85,10 +90,9 @@ def write(measured: list[Errors], real_weights: list[str]) -> None:
         measured: the rows of the table.
         real_weights: sentences about SmolLM2, empty where its file was not there.
     """
-    versions = ", ".join(f"{name} {importlib.metadata.version(name).split('+')[0]}" for name in PACKAGES)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     parts = [
-        HEAD.format(date=date, versions=versions, float64=FLOAT64_BOUND, float32=FLOAT32_BOUND).rstrip(),
+        HEAD.format(date=date, versions=versions(), float64=FLOAT64_BOUND, float32=FLOAT32_BOUND).rstrip(),
         "\n".join(_summary(measured)),
     ]
     if real_weights:

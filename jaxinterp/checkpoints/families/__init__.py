@@ -5,13 +5,41 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.checkpoints.families import gemma3, gpt2, gpt_neox, llama
+from jaxinterp.checkpoints.families import (
+    bert,
+    bloom,
+    cohere,
+    falcon,
+    gemma,
+    gemma3,
+    glm,
+    gpt2,
+    gpt_bigcode,
+    gpt_neo,
+    gpt_neox,
+    gpt_oss,
+    gptj,
+    granite,
+    layer_norm,
+    llama,
+    moe,
+    mpt,
+    olmo,
+    opt,
+    phi3,
+    smollm3,
+)
 from jaxinterp.checkpoints.families.family import Family
 from jaxinterp.checkpoints.fields import Fields
 from jaxinterp.errors import CheckpointError
 from jaxinterp.model.config import TransformerConfig
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for module in (llama, gpt2, gpt_neox, gemma3) for family in module.FAMILIES}
+MODULES = (
+    llama, gpt2, gpt_neox, gemma3, bert, moe, gpt_oss, phi3, gemma, olmo, granite, smollm3, cohere, glm, gptj, gpt_neo,
+    gpt_bigcode, opt, bloom, falcon, mpt, layer_norm,
+)  # fmt: skip
+
+FAMILIES: Mapping[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
 
 GGUF_FAMILIES: Mapping[str, Family] = {family.gguf.architecture: family for family in FAMILIES.values() if family.gguf}
 

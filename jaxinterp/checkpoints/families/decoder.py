@@ -1,5 +1,7 @@
 """What the families descended from Llama share: names of tensors and fields, read and written in one place."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +85,7 @@ GGUF_TABLE: Table = {
 }
 
 
-def choices(fields: Fields, **defaults: int) -> dict[str, Any]:
+def choices(fields: Fields, **defaults: float) -> dict[str, Any]:
     """The arguments of `TransformerConfig` that all these families spell alike.
 
     Args:
@@ -98,17 +100,46 @@ def choices(fields: Fields, **defaults: int) -> dict[str, Any]:
         "d_head": d_head,
         "n_kv_heads": fields.take("num_key_value_heads", defaults.get("num_key_value_heads", heads), kind=int),
         "norm": "rms",
-        "norm_eps": fields.take("rms_norm_eps", 1e-6, kind=float),
+        "norm_eps": fields.take("rms_norm_eps", defaults.get("rms_norm_eps", 1e-6), kind=float),
         "gated": True,
         "unembed": "tied" if fields.take("tie_word_embeddings", defaults.get("tie_word_embeddings", False), kind=bool) else "own",
     }
 
 
-def rotary_choices(fields: Fields, d_head: int, context: int) -> dict[str, Any]:
-    """One rotary setting for all layers, with the context that goes with it; `context` is the default of the field."""
+def rotary_choices(
+    fields: Fields, d_head: int, context: int, *, theta: float = 10_000.0, share: float | None = None, interleaved: bool = False
+) -> dict[str, Any]:
+    """One rotary setting for all layers, with the context that goes with it.
+
+    Args:
+        fields: of the config.json.
+        d_head: features a head.
+        context: longest prompt where the file names none.
+        theta: base where the file names none.
+        share: of the features rotated where the file names none; None for families that rotate all of them.
+        interleaved: as in `Rotary`.
+    """
     context = fields.take("max_position_embeddings", context, kind=int)
-    setting, n_ctx = rotary(fields, rope_parameters(fields), d_head, context)
-    return {"rotary": (setting,), "n_ctx": n_ctx}
+    setting, n_ctx = rotary(fields, rope_parameters(fields, theta, share), d_head, context, partial=share is not None)
+    return {"rotary": (dataclasses.replace(setting, interleaved=interleaved),), "n_ctx": n_ctx}
+
+
+def rotary_by_window(
+    fields: Fields, full: Mapping[str, Any], sliding: Mapping[str, Any], windows: tuple[int, ...], n_layers: int, d_head: int, context: int
+) -> dict[str, Any]:
+    """Rotary settings where layers that see everything have one and those that slide another; only those that some layer uses."""
+    slides = [bool(window) for window in windows] or [False] * n_layers
+    used = [rotary(fields, sliding if slide else full, d_head, context)[0] for slide in slides]
+    order = list(dict.fromkeys(used))
+    return {"rotary": tuple(order), "rotary_layers": tuple(order.index(setting) for setting in used) if len(order) > 1 else ()}
+
+
+def biases(attention: bool, mlp: bool = False) -> dict[str, Any]:
+    """All biases of attention and all of the MLP, by our names."""
+    return {
+        **dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias"), attention),
+        **dict.fromkeys(("mlp_in_bias", "mlp_out_bias"), mlp),
+    }
 
 
 def windows(fields: Fields, n_layers: int, window: int | None, slides: Callable[[int], bool]) -> tuple[int, ...]:
@@ -149,6 +180,11 @@ def written(config: TransformerConfig) -> dict[str, Any] | None:
         "rope_scaling": scaling_fields(config.rotary[0]),
         "tie_word_embeddings": config.unembed == "tied",
     }
+
+
+def whole(value: float) -> float:
+    """The whole number next to a value that is one but for rounding, else the value."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
 def written_windows(config: TransformerConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxinterp.checkpoints.families import decoder
 from jaxinterp.checkpoints.families.family import Family, GgufFormat
 from jaxinterp.checkpoints.fields import ACTIVATION_NAMES, Fields
 from jaxinterp.checkpoints.mapping import Table, Weight
-from jaxinterp.checkpoints.rope import rope_parameters, rotary, scaling_fields
+from jaxinterp.checkpoints.rope import rope_parameters, scaling_fields
 from jaxinterp.checkpoints.source import Source
 from jaxinterp.model.config import TransformerConfig
 
@@ -86,10 +86,7 @@ def _rotary_choices(fields: Fields, d_head: int, context: int, windows: tuple[in
         sliding = {"rope_theta": local_base} | (nested.get("sliding_attention") or {})
     else:
         full, sliding = rope_parameters(fields, 1_000_000.0), {"rope_theta": local_base}
-    slides = [bool(window) for window in windows] or [False] * n_layers
-    used = [rotary(fields, sliding if slide else full, d_head, context)[0] for slide in slides]
-    order = list(dict.fromkeys(used))
-    return {"rotary": tuple(order), "rotary_layers": tuple(order.index(setting) for setting in used) if len(order) > 1 else ()}
+    return decoder.rotary_by_window(fields, full, sliding, windows, n_layers, d_head, context)
 
 
 def write(config: TransformerConfig) -> dict[str, Any] | None:
@@ -108,16 +105,12 @@ def write(config: TransformerConfig) -> dict[str, Any] | None:
         "rope_scaling": scaling_fields(full),
         "rope_local_base_freq": sliding.base if sliding else 10_000.0,
         "attention_bias": config.o_bias,
-        "query_pre_attn_scalar": _whole(config.layer_scales[0] ** -2),
+        # transformers wants an int here
+        "query_pre_attn_scalar": decoder.whole(config.layer_scales[0] ** -2),
         "final_logit_softcapping": config.final_soft_cap,
         "hidden_activation": ACTIVATION_NAMES.get(config.activation),
     }
     return common | decoder.written_windows(config) | own
-
-
-def _whole(value: float) -> float:
-    """The whole number next to a value that is one but for rounding (transformers wants an int here), else the value."""
-    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
 def gguf_config(fields: Fields, source: Source) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The science: one file a method."""
