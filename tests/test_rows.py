@@ -62,11 +62,21 @@ def test_rules_change_gradients_and_no_value(lm: ji.LanguageModel) -> None:
 
 @pytest.mark.parametrize("lm", ROWS, indirect=True)
 def test_bfloat16_logits_are_within_two_percent(lm: ji.LanguageModel) -> None:
-    """Weights and computation in bfloat16 against float32: 2e-2 of the logits' norm, the same top token on 95 % of positions."""
+    """Weights and computation in bfloat16 against float32: 2e-2 of the logits' norm, the same top token on 95 % of positions.
+
+    With experts, tokens are compared that go to the same ones: a near tie that rounding turns is another function.
+    """
     tokens = Tokens.from_ids(np.random.default_rng(6).integers(0, lm.config.d_vocab, (4, 10)))
-    run = jax.jit(lambda weights: outcome(lm, weights, tokens, None), compiler_options=ours.QUICK)
+    sites = ("resid_post", "expert_index") if lm.config.experts else ("resid_post",)
+    run = jax.jit(lambda weights: ji.forward(weights, tokens, lm.config, sites=sites), compiler_options=ours.QUICK)
     narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), lm.params)
-    exact, rounded = np.asarray(run(jax.tree.map(lambda w: w.astype(jnp.float32), narrow))), np.asarray(run(narrow), np.float32)
+    traces = run(jax.tree.map(lambda w: w.astype(jnp.float32), narrow)), run(narrow)
+    exact, rounded = (np.asarray(trace["resid_post"][-1] if trace.logits is None else trace.logits, np.float32) for trace in traces)
+    if lm.config.experts:
+        routes = [np.sort(trace["expert_index"]) for trace in traces]
+        alike = (routes[0] == routes[1]).all(axis=(0, -1))
+        assert alike.mean() >= 0.8
+        exact, rounded = exact[alike], rounded[alike]
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     same = (exact.argmax(-1) == rounded.argmax(-1)).mean()
     assert error <= 2e-2, f"{error:.1e}"
