@@ -27,8 +27,8 @@ test: $(VENV)/.installed-dev ## the whole suite: offline, without torch
 parity: $(VENV)/.installed-parity ## compare every site of every family with the torch references
 	@$(PYTEST) -m parity $(ARGS)
 
-bench: $(VENV)/.installed-parity ## times and memory, beside the peers
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(VENV)/.installed-dev ## times and memory, beside the peers
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@$(BIN)/ruff check .
