@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     add("--peer-python", type=Path, help="an interpreter that has the peers (default: one made in the cache folder, $JAXINTERP_CACHE)")
     add("--no-peers", action="store_true", help="leave the peers out")
     add("--device-only", action="store_true", help="only what runs on the device: no files, imports or compiling")
-    add("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a busy machine to become calm")
+    add("--wait", type=float, default=300, metavar="SECONDS", help="most that a race waits for a busy machine to become calm (default 300)")
     add("--out", type=Path, help="folder for the results (default: benchmarks/results, and none with --only)")
     return parser.parse_args()
 
@@ -83,7 +83,7 @@ def run(name: str, suite: "Suite", options: argparse.Namespace) -> int:
     }
     if not chosen:
         return 0
-    harness.wait_for_calm(options.wait)
+    harness.PATIENCE = options.wait
     report = Report(name, suite.title, harness.machine())
     with tempfile.TemporaryDirectory(prefix="jaxinterp-bench-") as scratch:
         ctx = Context(options, Path(scratch), report)

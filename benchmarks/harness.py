@@ -27,7 +27,7 @@ CALM = 0.1
 """Cores that others may use in a round that counts as calm."""
 
 PATIENCE = 300.0
-"""Seconds after which a race stops waiting for calmer rounds."""
+"""Seconds that one race may wait for calm; `--wait` sets it."""
 
 SETTLE = 0.03
 """Seconds before a turn: threads of the one before (OpenMP's spin for a while) have gone to sleep by then."""
@@ -100,7 +100,7 @@ class Race:
 
 
 def race(contenders: Sequence[Contender], rounds: int, pids: Sequence[int] = ()) -> Race:
-    """Rounds of turns. Where others use the cores, up to three times as many are run, and the calmest `rounds` are kept.
+    """Rounds of turns. Before and between them it waits for calm, at most PATIENCE seconds in all; the calmest `rounds` are kept.
 
     Args:
         contenders: who takes turns; the one who begins changes from round to round.
@@ -112,19 +112,32 @@ def race(contenders: Sequence[Contender], rounds: int, pids: Sequence[int] = ())
     log(f"    {len(contenders)} contenders, {rounds} rounds")
     seconds: list[dict[str, float]] = []
     others: list[float] = []
-    begin = time.monotonic()
-    while len(seconds) < rounds or (
-        sum(cores <= CALM for cores in others) < rounds and len(seconds) < 3 * rounds and time.monotonic() < begin + PATIENCE
-    ):
+    patience = PATIENCE
+    while len(seconds) < rounds or (sum(cores <= CALM for cores in others) < rounds and patience > 0):
+        patience -= wait_for_calm(patience, pids)
         first = len(seconds) % len(contenders)
         with Watch(pids) as watch:
             seconds.append({contender.name: contender.take_turn() for contender in (*contenders[first:], *contenders[:first])})
         others.append(watch.others)
+        patience -= watch.seconds if watch.others > CALM else 0.0
     kept = sorted(sorted(range(len(seconds)), key=lambda i: others[i])[:rounds])
     times = {contender.name: [seconds[i][contender.name] for i in kept] for contender in contenders}
     for name, values in times.items():
         log(f"    {name:<44}{1e3 * statistics.median(values):>9.1f} ms  fastest {1e3 * min(values):.1f} ms")
     return Race(times, [others[i] for i in kept])
+
+
+def wait_for_calm(most: float, pids: Sequence[int] = ()) -> float:
+    """Waits until others leave the cores alone for a moment, at most so many seconds; the seconds that were lost by it."""
+    start = time.monotonic()
+    while time.monotonic() - start < most:
+        with Watch(pids) as watch:
+            time.sleep(0.5)
+        if watch.others <= CALM:
+            break
+        time.sleep(1.5)
+    lost = time.monotonic() - start
+    return lost if lost > 1 else 0.0
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:
@@ -143,14 +156,15 @@ class Watch:
 
     def __init__(self, pids: Sequence[int] = ()) -> None:
         self._pids = pids
-        self.others = 0.0
+        self.others = self.seconds = 0.0
 
     def __enter__(self) -> "Watch":
         self._start, self._before = time.perf_counter(), self._foreign()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.others = round(max(self._foreign() - self._before, 0.0) / (time.perf_counter() - self._start), 3)
+        self.seconds = time.perf_counter() - self._start
+        self.others = round(max(self._foreign() - self._before, 0.0) / self.seconds, 3)
 
     def _foreign(self) -> float:
         """Seconds that the cores of this process were busy with anything but this benchmark, and seconds stolen from them."""
@@ -300,12 +314,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return getattr(sys.modules.get(name), "__version__", "unknown")
-
-
-def wait_for_calm(seconds: float) -> None:
-    """Waits until the load average of the last minute has fallen under half of the cores, at most so many seconds."""
-    end = time.monotonic() + seconds
-    limit = 0.5 * (os.cpu_count() or 1)
-    while time.monotonic() < end and os.getloadavg()[0] > limit:
-        log(f"the machine is busy (load {os.getloadavg()[0]:.2f}): waiting until it is under {limit:.1f}")
-        time.sleep(min(15.0, max(0.0, end - time.monotonic())))
