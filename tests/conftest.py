@@ -31,7 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         import tests.typecheck  # noqa: F401  the hook finds it by name
 
         # Modules imported from now on get their signatures checked; the import hook stays for the session.
-        install_import_hook("jaxinterp", "tests.typecheck.check")
+        install_import_hook(
+            [f"jaxinterp.{floor}" for floor in ("model", "runs", "checkpoints", "methods", "views")], "tests.typecheck.check"
+        )
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -24,7 +24,8 @@ JSON = st.one_of(
     st.sampled_from(["", "silu", "gelu", "default", "yarn"]), st.lists(st.integers(-1, 3), max_size=4),
     st.dictionaries(st.sampled_from(["factor", "rope_type", "type"]), st.integers(0, 4), max_size=2),
 )  # fmt: skip
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+EVERY_CHECK: Any = list(HealthCheck)
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=EVERY_CHECK, derandomize=True)
 
 
 @QUICK
