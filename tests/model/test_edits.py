@@ -13,7 +13,7 @@ from tests.live import check_live
 from tests.tiny import CONFIGS, params, prompts
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", ["oss", "mixed", "masked", "attention", "solu", "one"])  # the other kinds are among the rows
 def test_every_site_is_live_and_a_switched_off_edit_changes_no_bit(name: str) -> None:
     config = CONFIGS[name]
     check_live(config, params(config), prompts(config), since=2)
