@@ -73,8 +73,8 @@ def _detail(errors: Errors) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for site in (site for site in SITES if site in errors.values["float64"]):
-        cells = [table[dtype][site] for table in (errors.values, errors.gradients) for dtype in ("float64", "float32")]
-        lines.append(f"| `{site}` | {' | '.join(f'{cell:.1e}' for cell in cells)} |")
+        cells = [table[dtype].get(site) for table in (errors.values, errors.gradients) for dtype in ("float64", "float32")]
+        lines.append(f"| `{site}` | {' | '.join('–' if cell is None else f'{cell:.1e}' for cell in cells)} |")
     return lines
 
 
