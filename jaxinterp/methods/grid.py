@@ -46,6 +46,8 @@ def axes_of(what: str, site: Site, over: Sequence[str] | str | Mapping[str, Poin
         InputError: an axis that the site lacks, or indices out of range.
     """
     names = [over] if isinstance(over, str) else list(over)
+    if len(set(names)) < len(names):
+        raise InputError(f"{what}: an axis is named twice in {', '.join(names)}.")
     return [_axis(what, name, site, over[name] if isinstance(over, Mapping) else None, lm, tokens) for name in names]
 
 

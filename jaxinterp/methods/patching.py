@@ -22,7 +22,7 @@ from jaxinterp.errors import InputError
 from jaxinterp.methods.grid import Axis, Points, axes_of, component_masks, strings_of
 from jaxinterp.methods.pairs import check_pairs, same_until
 from jaxinterp.model import edits as edit_makers
-from jaxinterp.model.edits import Edit
+from jaxinterp.model.edits import Edit, check_edits
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.sites import Site, check_site
 from jaxinterp.model.tokens import Tokens
@@ -112,6 +112,7 @@ def patch(
         axes = axes_of("patch()", place, over, lm, pair.base)
         masks = component_masks("patch()", components, place, lm.config)
         folder = None if out is None else Path(out) / name if sites else out
+        check_edits([edit_makers.zero(name, **dict(at or {}))], lm.config, pair.base)
         cells = _cells(place, axes, masks, dict(at or {}), pair.mapped)
         measured = run_cells(lm, pair.base, pair.other, cells, metric, **options, out=folder, title=f"patching {name}")
         labels = tuple((axis.name, axis.labels) for axis in ([masks] if masks else []) + axes)
@@ -125,6 +126,9 @@ def patch(
 
 def _cells(site: Site, axes: Sequence[Axis], masks: Axis | None, at: dict[str, Any], mapped: np.ndarray | None) -> list[list[Edit]]:
     """The patch of each cell: at its coordinates, where its components and mapped positions are."""
+    twice = [axis.name for axis in axes if axis.name in at]
+    if twice:
+        raise InputError(f"patch(): {twice[0]!r} is in `over` and in `at`.")
     ndim, cells = len(site.axes), []
     everywhere = _mapped_mask(site, mapped)
     for where in masks.values if masks else (None,):

@@ -289,8 +289,10 @@ def apply_edit(
         if mask is None:
             return _fitting(edit.function(*inputs, *arguments), value, edit)
         rows = _rows(mask, edit, site)
-        guarded = [_guard(rows, x, bool(edit.reads)) for x in inputs]
-        given = [_guard(rows, argument, False) for argument in arguments] if edit.broadcasts else arguments
+        guarded = [_guard(rows, x) for x in inputs]
+        if edit.reads:
+            guarded = [_guard_foreign(rows, x, site, SITES[name]) for x, name in zip(inputs, edit.reads, strict=True)]
+        given = [_guard(rows, argument) for argument in arguments] if edit.broadcasts else arguments
         return jnp.where(mask, _fitting(edit.function(*guarded, *given), value, edit), value)
 
     if edit.broadcasts or "layer" not in edit.select:
@@ -304,14 +306,17 @@ def _rows(mask: Array, edit: Edit, site: Site) -> Array:
     return mask.any(axis=mixed, keepdims=True) if mixed else mask
 
 
-def _guard(rows: Array, x: Array, foreign: bool) -> Array:
-    """X with 1 where nothing is selected, so that no NaN from there reaches a gradient. A foreign value keeps only B and P in common."""
-    if foreign:
-        rows = rows.any(axis=tuple(range(2, rows.ndim)))
-        rows = rows.reshape(rows.shape + (1,) * (x.ndim - 2))
-        if any(size not in (1, want) for size, want in zip(rows.shape, x.shape, strict=True)):
-            return x
+def _guard(rows: Array, x: Array) -> Array:
+    """X with 1 where nothing is selected, so that no NaN from there reaches a gradient."""
     return jnp.where(rows, x, jnp.ones((), x.dtype))
+
+
+def _guard_foreign(rows: Array, x: Array, written: Site, read: Site) -> Array:
+    """The same for a value of another site, which has B and P in common with the written one, or nothing that is known."""
+    if not all(site.inner_axes.startswith("BP") for site in (written, read)):
+        return x
+    rows = rows.any(axis=tuple(range(2, rows.ndim)))
+    return _guard(rows.reshape(rows.shape + (1,) * (x.ndim - 2)), x)
 
 
 def _fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:

@@ -43,7 +43,8 @@ def can_pack(base_edits: Sequence[Edit], cell_edits: Sequence[Edit], metrics: Se
     every = [*base_edits, *cell_edits]
     simple = all(edit.broadcasts and set(edit.mixes) <= {"neuron"} and not _looks_ahead(edit) for edit in every)
     inside = not any(edit.site in BEFORE_BLOCKS or (edit.site in AFTER_BLOCKS and _from_run(edit)) for edit in cell_edits)
-    return simple and inside and config.causal and config.final_dense is None and not any(metric.sites for metric in metrics)
+    plain = config.causal and config.final_dense is None and config.unembed != "none"
+    return simple and inside and plain and not any(metric.sites for metric in metrics)
 
 
 def _looks_ahead(edit: Edit) -> bool:

@@ -1,8 +1,10 @@
 """Finished chunks of a sweep on disk: a call that was stopped goes on from them."""
 
 import hashlib
+import inspect
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,30 @@ import numpy as np
 from jaxinterp.errors import InputError
 
 FILE = "sweep.json"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def digest_of(*values: Any) -> str:
-    """A hash of pytrees: their structure, and every array's type, shape and bytes."""
+    """A hash of pytrees that is the same in every process: their structure, and every array's type, shape and bytes."""
     digest = hashlib.sha256()
     for value in values:
         leaves, tree = jax.tree.flatten(value)
-        digest.update(str(tree).encode())
+        digest.update(ADDRESS.sub("", str(tree)).encode())
         for leaf in leaves:
             array = np.ascontiguousarray(np.asarray(leaf))
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
     return digest.hexdigest()
+
+
+def code_of(function: Any) -> str:
+    """What a function does, as far as that can be seen: its name, and a hash of its instructions and constants."""
+    inner = inspect.unwrap(function) if callable(function) else function
+    code = getattr(inner, "__code__", None)
+    if code is None:
+        return ADDRESS.sub("", repr(inner))
+    seen = code.co_code + ADDRESS.sub("", repr((code.co_consts, code.co_names))).encode()
+    return f"{inner.__module__}.{inner.__qualname__} {hashlib.sha256(seen).hexdigest()}"
 
 
 class Kept:

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
-from jaxinterp.model.edits import Edit
+from jaxinterp.model.edits import Edit, check_edits
 from jaxinterp.model.language_model import LanguageModel
 from jaxinterp.model.selection import POSITIONAL
 from jaxinterp.model.tokens import Tokens, check_ids
 from jaxinterp.runs.cells import Cells, FromRun, gather_cells, reach
 from jaxinterp.runs.cost import Cost
 from jaxinterp.runs.engine import can_pack, can_resume, packed_program, whole_program
-from jaxinterp.runs.kept import Kept, digest_of
+from jaxinterp.runs.kept import ADDRESS, Kept, code_of, digest_of
 from jaxinterp.runs.layout import Reach, lay_out, tokens_of
 from jaxinterp.runs.plan import free_memory
 from jaxinterp.runs.program import bucket
@@ -91,11 +92,16 @@ def run_cells(
 
     Returns:
         Measured, or {name: Measured}.
+
+    Raises:
+        InputError: prompts or edits that do not fit the model, no metric, no cell, or a `batch_size` below 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected at least 1 cell, or None.")
     job = _prepare(lm, base, other, cells, metric, same_until, align, edits, other_edits, precision)
     shape = (len(job.metrics), len(cells), base.ids.shape[0])
     values, done = np.full(shape, np.nan, np.float32), np.zeros(len(cells), bool)
-    kept = None if out is None else Kept(out, digest_of(lm.params, job.arguments, (repr(job.cells.kinds), repr(lm.config), precision)))
+    kept = None if out is None else Kept(out, job.digest())
     sides: dict[str, np.ndarray] = {}
     for part in kept.read() if kept else ():
         values[:, part["cells"]], done[part["cells"]], sides = part["values"], True, part
@@ -141,9 +147,13 @@ class _Job:
     other_edits: tuple[Edit, ...] | None
     precision: str | None
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return (self.base, self.other, self.align, self.cells.arrays, self.metrics, self.edits, self.other_edits)
+    def digest(self) -> str:
+        """A hash of everything that decides the values."""
+        edits = (jax.tree.unflatten(self.cells.tree, self.cells.kinds), self.edits, self.other_edits or ())
+        named = [*(edit.function for group in edits for edit in group), *(getattr(metric, "function", None) for metric in self.metrics)]
+        arrays = (self.base, self.other, self.align, self.cells.arrays, self.metrics, self.edits, self.other_edits)
+        about = (str(self.cells.tree), self.cells.kinds, self.lm.config, self.precision, [code_of(function) for function in named])
+        return digest_of(self.lm.params, arrays, ADDRESS.sub("", repr(about)))
 
     def cost(self, block: int) -> Cost:
         """Operations and bytes of cells, where so many tokens are computed at once."""
@@ -165,7 +175,7 @@ class _Job:
             while pieces < len(order) and cost.bytes(-(-len(order) // pieces), int(tokens.sum()) // pieces) > budget:
                 pieces = pieces + -(-pieces // 4)
             batch_size = -(-len(order) // pieces)
-        return [order[begin : begin + batch_size] for begin in range(0, len(order), max(batch_size, 1))]
+        return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
     def tokens(self, cells: np.ndarray) -> np.ndarray:
         """[c]: tokens that each of these cells changes."""
@@ -199,8 +209,13 @@ def _prepare(
     lm: LanguageModel, base: Tokens, other: Tokens | None, cells: Sequence[Sequence[Edit]], metric: Any, same_until: np.ndarray | None,
     align: np.ndarray | None, edits: Sequence[Edit], other_edits: Sequence[Edit] | None, precision: str | None,
 ) -> _Job:  # fmt: skip
-    check_ids(base, lm.config.d_vocab, lm.config.n_ctx)
+    for tokens, group in ((base, edits), (other, other_edits or ())):
+        if tokens is not None:
+            check_ids(tokens, lm.config.d_vocab, lm.config.n_ctx)
+            check_edits(group, lm.config, tokens)
     metrics = tuple(metric.values()) if isinstance(metric, Mapping) else (metric,)
+    if not metrics or not cells:
+        raise InputError(f"There are {len(metrics)} metrics and {len(cells)} cells; expected at least one of each.")
     bound = tuple(m if m.bound else m.bind(lm, base) for m in metrics)
     longest = max(tokens.ids.shape[1] for tokens in (base, other) if tokens is not None)
     width = bucket(longest, lm.config.n_ctx)

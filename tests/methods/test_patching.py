@@ -145,7 +145,7 @@ def slow(self, arrays, first):
     import time; time.sleep(0.2)
 kept.Kept.write = slow
 clean, corrupt = pair(lm)
-ji.patch(lm, clean, corrupt, METRIC, batch_size=2, out=sys.argv[1])
+ji.patch(lm, clean, corrupt, METRIC, batch_size=2, out=sys.argv[1], edits=[ji.edits.scale("mlp_out", 0.9, layer=0)])
 """
 
 
@@ -172,14 +172,20 @@ def test_a_killed_sweep_goes_on_from_its_finished_chunks(lm: ji.LanguageModel, t
     run = measure._Job.run
     monkeypatch.setattr(measure._Job, "run", lambda self, chunk, started: ran.append(len(chunk)) or run(self, chunk, started))
     clean, corrupt = pair(lm)
-    again = ji.patch(lm, clean, corrupt, METRIC, batch_size=2, out=folder)
+    base = [ji.edits.scale("mlp_out", 0.9, layer=0)]
+    again = ji.patch(lm, clean, corrupt, METRIC, batch_size=2, out=folder, edits=base)
     assert sum(ran) == 21 - 2 * kept
-    near(again.values, ji.patch(lm, clean, corrupt, METRIC).values)
+    near(again.values, ji.patch(lm, clean, corrupt, METRIC, edits=base).values)
     ran.clear()
-    near(ji.patch(lm, clean, corrupt, METRIC, out=folder).effects, again.effects)
+    near(ji.patch(lm, clean, corrupt, METRIC, out=folder, edits=base).effects, again.effects)
     assert not ran
+    for other in ({"site": "resid_post", "edits": base}, {"edits": [ji.edits.scale("attn_out", 0.9, layer=0)]}):
+        with pytest.raises(ji.InputError, match="holds chunks of another sweep"):
+            ji.patch(lm, clean, corrupt, METRIC, out=folder, **other)
+    zeroed = {site: lambda layer, site=site: ji.edits.zero(site, layer=layer) for site in ("attn_out", "mlp_out")}
+    ji.sweep(lm, clean, METRIC, zeroed["attn_out"], {"layer": [0, 1]}, out=tmp_path / "zero")
     with pytest.raises(ji.InputError, match="holds chunks of another sweep"):
-        ji.patch(lm, clean, corrupt, METRIC, "resid_post", out=folder)
+        ji.sweep(lm, clean, METRIC, zeroed["mlp_out"], {"layer": [0, 1]}, out=tmp_path / "zero")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ji.InputError, match="does not hold a sweep"):
@@ -196,9 +202,16 @@ def test_a_killed_sweep_goes_on_from_its_finished_chunks(lm: ji.LanguageModel, t
         ({"site": "z", "components": [np.ones((2, 4), bool)]}, "boolean mask of shape"),
         ({"site": "mlp_out", "components": [ji.heads("0.1")]}, "no head axis"),
         ({"sites": ["resid_pre", "nowhere"]}, "no site 'nowhere'"),
+        ({"over": ("layer",), "at": {"position": 99}}, "position 99 is out of range"),
+        ({"at": {"position": 1}}, "in `over` and in `at`"),
+        ({"over": ("layer", "layer")}, "named twice"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"metric": {}}, "0 metrics"),
+        ({"edits": [ji.edits.zero("z", layer=7)]}, "layer 7 is out of range"),
+        ({"edits": [ji.edits.add("mlp_out", np.zeros(5))]}, "does not broadcast"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(lm: ji.LanguageModel, options: dict[str, Any], message: str) -> None:
     clean, corrupt = pair(lm)
     with pytest.raises(ji.InputError, match=message):
-        ji.patch(lm, clean, corrupt, METRIC, **options)
+        ji.patch(lm, clean, corrupt, **{"metric": METRIC, **options})
