@@ -28,6 +28,7 @@ from jaxinterp.model.trace import Trace
 from jaxinterp.model.transformer import forward
 from jaxinterp.runs import metrics
 from jaxinterp.runs.activations import activations
+from jaxinterp.runs.gradients import Gradients, gradients
 from jaxinterp.runs.plan import plan
 from jaxinterp.runs.run import run
 from jaxinterp.runs.sweep import sweep
@@ -36,9 +37,9 @@ from jaxinterp.runs.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "SITES", "CheckpointError", "Experts", "FetchError", "InputError", "JaxinterpError", "LanguageModel", "MemoryPlanError",
-    "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens", "Trace", "TransformerConfig", "ablate", "activations",
-    "at", "causal_scrubbing", "causal_trace", "data", "edits", "forward", "greedy", "heads", "init_params", "knockout", "leave_one_out",
-    "load", "metrics", "parameter_shapes", "partition_specs", "patch", "path_patch", "plan", "run", "save", "self_repair", "stack",
-    "sweep", "verify",
+    "SITES", "CheckpointError", "Experts", "FetchError", "Gradients", "InputError", "JaxinterpError", "LanguageModel",
+    "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens", "Trace", "TransformerConfig",
+    "ablate", "activations", "at", "causal_scrubbing", "causal_trace", "data", "edits", "forward", "gradients", "greedy", "heads",
+    "init_params", "knockout", "leave_one_out", "load", "metrics", "parameter_shapes", "partition_specs", "patch", "path_patch", "plan",
+    "run", "save", "self_repair", "stack", "sweep", "verify",
 ]  # fmt: skip

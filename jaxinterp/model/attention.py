@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.norm import Norm, align, at_least_float32
 from jaxinterp.model.position import alibi_slopes, rotary_tables, rotate
+from jaxinterp.model.rules import clip
 from jaxinterp.model.tap import Tap
 from jaxinterp.model.tokens import Tokens
 
@@ -187,8 +188,9 @@ class Attention(nn.Module):
         """What the heads write [B P D], from `attn_in` [B P D]."""
         q, k, v = self._project(x, tap)
         q, k = tap("q_rot", self._turn(q, "q_norm", place, tap)), tap("k_rot", self._turn(k, "k_norm", place, tap))
-        scores = tap("scores", self._scores(q, k, place))
+        scores = tap("scores", self._scores(*tap.rules.factors(q, k), place))
         pattern = tap("pattern", self._pattern(scores, place, tap))
+        pattern, v = (pattern, v) if tap.rules.pattern else tap.rules.factors(pattern, v)
         z = _weighted_values(pattern, v) if place.pack is None else place.pack.weighted(pattern, v)
         return self._write(tap("z", z), tap)
 
@@ -203,19 +205,19 @@ class Attention(nn.Module):
             if biased[name]:
                 value = value + align(self.param(f"b_{name.upper()}", nn.initializers.zeros, (n, config.d_head)), value)
             if config.qk_norm == "none" or name == "v":
-                value = self._clip(value)
+                value = self._clip(value, tap)
             out.append(tap(name, value))
         return out[0], out[1], out[2]
 
-    def _clip(self, x: Float[Array, "B P N E"]) -> Float[Array, "B P N E"]:
-        return x if self.config.qkv_clip is None else jnp.clip(x, -self.config.qkv_clip, self.config.qkv_clip)
+    def _clip(self, x: Float[Array, "B P N E"], tap: Tap) -> Float[Array, "B P N E"]:
+        return x if self.config.qkv_clip is None else clip(x, self.config.qkv_clip, linear=tap.rules.pattern)
 
     def _turn(self, x: Float[Array, "B P N E"], name: str, place: Place, tap: Tap) -> Float[Array, "B P N E"]:
         """Queries or keys, normed and rotated as the config says."""
         config = self.config
         if config.qk_norm != "none":
             shape = (config.d_head,) if config.qk_norm == "head" else (x.shape[2], config.d_head)
-            x = self._clip(Norm(config, shape, "qk", over=2 if config.qk_norm == "whole" else 1, bias=False, name=name)(x, tap.rules))
+            x = self._clip(Norm(config, shape, "qk", over=2 if config.qk_norm == "whole" else 1, bias=False, name=name)(x, tap.rules), tap)
         table = place.table
         return x if table is None else rotate(x, table, config.rotary[0])
 

@@ -120,7 +120,8 @@ class MixtureOfExperts(nn.Module):
         pre = tap("mlp_pre", linear("gate" if config.gated else "in", each, experts.d_expert, config.mlp_in_bias))
         up = tap("mlp_up", linear("in", each, experts.d_expert, config.mlp_in_bias)) if config.gated else None
         post = tap("mlp_post", neurons(config, pre, up, tap.rules.mlp))
-        out = jnp.einsum("BPSD,BPS->BPD", linear("out", post, config.d_model, config.mlp_out_bias), weights.astype(x.dtype))
+        weights = tap.rules.gate(weights).astype(x.dtype)
+        out = jnp.einsum("BPSD,BPS->BPD", linear("out", post, config.d_model, config.mlp_out_bias), weights)
         return out + tap("shared_out", self._shared(x, tap)) if experts.d_shared else out
 
     def _choose(self, x: Float[Array, "B P D"], tap: Tap) -> tuple[Float[Array, "B P S"], Int[Array, "B P S"]]:
@@ -154,7 +155,6 @@ class MixtureOfExperts(nn.Module):
         pre = linear("gate" if config.gated else "in", x, experts.d_shared)
         out = linear("out", neurons(config, pre, up, tap.rules.mlp), config.d_model)
         if experts.shared_gate:
-            out = (
-                out * jax.nn.sigmoid(jnp.einsum("BPD,D->BP", x, self.param("w_shared", nn.initializers.zeros, (x.shape[-1],))))[:, :, None]
-            )
+            gate = jnp.einsum("BPD,D->BP", x, self.param("w_shared", nn.initializers.zeros, (x.shape[-1],)))
+            out = out * tap.rules.gate(jax.nn.sigmoid(gate))[:, :, None]
         return out

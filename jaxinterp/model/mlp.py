@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.norm import align, at_least_float32
-from jaxinterp.model.rules import constant_ratio, with_derivative_of
+from jaxinterp.model.rules import clip, constant_ratio, with_derivative_of
 from jaxinterp.model.tap import Tap
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -25,16 +25,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 RATIO_AT_ZERO = {"relu": 0.0, "relu2": 0.0, "gelu": 0.5, "gelu_tanh": 0.5, "quick_gelu": 0.5, "silu": 0.5}
 
 
+def activate(name: str, pre: Float[Array, "*B M"], source: Float[Array, "*B M"], rule: str) -> Float[Array, "*B M"]:
+    """activation(pre); unless the rule is "exact", its gradient goes to `source` (pre, before a clamp) by a constant ratio."""
+    active = ACTIVATIONS[name](pre)
+    if rule == "exact":
+        return active
+    at_zero = RATIO_AT_ZERO.get(name)
+    limit = jax.nn.softmax(at_least_float32(pre), axis=-1).astype(pre.dtype) if at_zero is None else jnp.asarray(at_zero, pre.dtype)
+    return constant_ratio(active, source, limit)
+
+
 def neurons(config: TransformerConfig, pre: Float[Array, "*B M"], up: Float[Array, "*B M"] | None, rule: str) -> Float[Array, "*B M"]:
     """Neuron activations; the rule changes only what passes back through them."""
+    clamped = pre
     if config.mlp_clamp is not None:
-        pre = jnp.minimum(pre, config.mlp_clamp)
-        up = None if up is None else jnp.clip(up, -config.mlp_clamp, config.mlp_clamp)
-    active = ACTIVATIONS[config.activation](pre)
-    if rule != "exact":
-        at_zero = RATIO_AT_ZERO.get(config.activation)
-        limit = jax.nn.softmax(at_least_float32(pre), axis=-1).astype(pre.dtype) if at_zero is None else jnp.asarray(at_zero, pre.dtype)
-        active = constant_ratio(active, pre, limit)
+        clamped = jnp.minimum(pre, config.mlp_clamp)
+        up = None if up is None else clip(up, config.mlp_clamp, linear=rule != "exact")
+    active = activate(config.activation, clamped, pre, rule)
     if up is None:
         return active
     up = up + config.mlp_up_offset

@@ -28,7 +28,7 @@ Params = Mapping[str, Any]
 
 def run_blocks(
     stacks: Sequence[Params], resid: Float[Array, "B P D"], tokens: Tokens, config: TransformerConfig, make_tap: Callable[..., Tap],
-    start: Any, stop: int | None, edits: Sequence[Edit], requests: Mapping[str, At],
+    start: Any, stop: int | None, edits: Sequence[Edit], requests: Mapping[str, At], remat: bool = False,
 ) -> tuple[Float[Array, "B P D"], Captured, dict[str, tuple[int, ...]]]:  # fmt: skip
     """The residual stream after blocks start .. stop-1, what was captured inside them, and the layers of each capture.
 
@@ -42,6 +42,7 @@ def run_blocks(
         stop: the layer to end before; None is all.
         edits: those of the whole run.
         requests: what to capture, by site.
+        remat: whether a backward pass runs each block once more instead of keeping what is in it.
     """
     end = config.n_layers if stop is None else stop
     dynamic = not isinstance(start, int)
@@ -64,7 +65,8 @@ def run_blocks(
         if layers:
             indices = jnp.arange(layers.start, layers.stop)
             xs = (indices, stack, runner.own_arguments(group)) if whole else indices
-            (resid, buffers), captured = jax.lax.scan(_stepper(runner, group, stack, slots, whole), (resid, buffers), xs)
+            step = _stepper(runner, group, stack, slots, whole)
+            (resid, buffers), captured = jax.lax.scan(jax.checkpoint(step) if remat else step, (resid, buffers), xs)
         else:
             captured = {site: jnp.zeros((0, *shape.shape), shape.dtype) for site, shape in shapes.items() if site in pieces}
         for site, value in captured.items():

@@ -5,8 +5,9 @@ unembeds. Weights, edits, masks and starting points are arguments; the config an
 """
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit, check_edits
-from jaxinterp.model.mlp import ACTIVATIONS
+from jaxinterp.model.mlp import activate
 from jaxinterp.model.norm import Norm, align, at_least_float32
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.selection import At, check_requests, kept_axes
@@ -45,6 +46,7 @@ def forward(
     dtype: Any = None,
     capture_dtype: Any = None,
     precision: str | None = "highest",
+    remat: bool = False,
 ) -> Trace:
     """Runs the model. Pure: may be jitted (config, sites, stop and the dtypes static), vmapped, differentiated and sharded.
 
@@ -64,6 +66,9 @@ def forward(
         capture_dtype: type of captured values; None keeps each value's own.
         precision: jax matmul precision; "highest" is true float32 on every device (by default GPUs use TF32 and TPUs
             bfloat16), None takes JAX's setting.
+        remat: what a backward pass through the stack keeps: every intermediate of every block, or (True) only the residual
+            stream entering each, running its block once more on the way back: a third more time, and memory that grows with
+            D a token and layer instead of everything in the block. The derivatives are the same.
 
     Returns:
         A Trace of logits [B P V] and the captured sites.
@@ -72,6 +77,20 @@ def forward(
         InputError: unknown or absent sites, edits that do not fit, layers or positions out of range, prompts that are
             longer than the context.
     """
+    how: dict[str, Any] = dict(sites=sites, edits=edits, rules=rules, start=start, stop=stop, inputs=inputs, dtype=dtype)
+    logits, trace = read_forward(
+        params, tokens, config, lambda resid, tap: unembed(params, resid, config, tap) if stop is None else None,
+        **how, capture_dtype=capture_dtype, precision=precision, remat=remat,
+    )  # fmt: skip
+    return dataclasses.replace(trace, padded_logits=logits)
+
+
+def read_forward(
+    params: Params, tokens: Any, config: TransformerConfig, read: Callable[[Any, Tap], Any], *, sites: Sites = (),
+    edits: Sequence[Edit] = (), rules: Rules | None = None, start: tuple[Any, Any] | None = None, stop: int | None = None,
+    inputs: Any = None, dtype: Any = None, capture_dtype: Any = None, precision: str | None = "highest", remat: bool = False,
+) -> tuple[Any, Trace]:  # fmt: skip
+    """`forward` with another ending: what `read(resid [B P D], tap)` makes of the last residual stream, and a trace without logits."""
     given = tokens if isinstance(tokens, Tokens) else Tokens.from_ids(tokens)
     rules = rules or Rules()
     requests = canonical_sites(sites, config)
@@ -83,11 +102,11 @@ def forward(
         outside = make_tap()
         resid = embed(params, batch, config, outside, compute, inputs) if start is None else jnp.asarray(start[1], compute)
         first = 0 if start is None else start[0]
-        resid, inside, held = run_blocks(params["blocks"], resid, batch, config, make_tap, first, stop, edits, requests)
-        logits = unembed(params, resid, config, outside) if stop is None else None
+        resid, inside, held = run_blocks(params["blocks"], resid, batch, config, make_tap, first, stop, edits, requests, remat)
+        ending = read(resid, outside)
     activations = {site: value for site in SITES if (value := (outside.activations | inside).get(site)) is not None}
     axes = tuple((site, kept_axes(site_of(site, config), requests[site])) for site in activations)
-    return Trace(logits, activations, given, axes, tuple((site, held[site]) for site in activations if site in held))
+    return ending, Trace(None, activations, given, axes, tuple((site, held[site]) for site in activations if site in held))
 
 
 # ------------------------------------------------------------------------------------------------- the three parts
@@ -118,6 +137,23 @@ def embed(params: Params, tokens: Tokens, config: TransformerConfig, tap: Tap, d
     return resid
 
 
+def unembed_at(
+    params: Params, resid: Float[Array, "B P D"], config: TransformerConfig, tap: Tap, columns: Int[Array, "B n"],
+    vocabulary: Int[Array, "B k"] | None,
+) -> Float[Array, "B n k"]:  # fmt: skip
+    """Logits in float32 at least, at these token columns and vocabulary columns (None is all), computing no others where it can."""
+    row = jnp.arange(resid.shape[0])[:, None]
+    columns = jnp.broadcast_to(columns, (resid.shape[0], columns.shape[1]))
+    words = None if vocabulary is None else jnp.broadcast_to(vocabulary, (resid.shape[0], vocabulary.shape[-1]))
+    whole = any(tap.touches(site) for site in ("logits_raw", "logits"))
+    narrow = not whole and not config.pooler and not any(tap.touches(site) for site in ("ln_final_scale", "ln_final"))
+    logits: Any = unembed(params, resid[row, columns] if narrow else resid, config, tap, None if whole else words)
+    if logits is None:
+        raise InputError("This metric reads logits, and this model has no unembedding: measure a projection instead.")
+    logits = logits if narrow else logits[row, columns]
+    return at_least_float32(jnp.take_along_axis(logits, words[:, None, :], axis=2) if whole and words is not None else logits)
+
+
 def unembed(
     params: Params, resid: Float[Array, "B P D"], config: TransformerConfig, tap: Tap, columns: Int[Array, "B k"] | None = None
 ) -> Float[Array, "B P k"] | None:
@@ -132,7 +168,8 @@ def unembed(
         tap("pooled", jnp.tanh(first + align(params["pooler"]["b"].astype(dtype), first)))
     if config.final_dense is not None:
         resid = jnp.einsum("BPD,DO->BPO", resid, weights["W_dense"])
-        resid = ACTIVATIONS[config.final_dense](resid + align(weights["b_dense"], resid))
+        dense = resid + align(weights["b_dense"], resid)
+        resid = activate(config.final_dense, dense, dense, tap.rules.mlp)
     if config.final_norm:
         norm, gains = Norm(config, (config.d_model,), "ln_final"), cast(params.get("ln_final", {}), dtype)
         normed: Any = norm.apply({"params": gains}, resid, tap.rules, lambda scale: tap("ln_final_scale", scale))

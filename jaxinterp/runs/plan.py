@@ -1,7 +1,7 @@
 """plan: bytes and operations of a run before it starts, and the refusal of one that cannot fit."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.selection import At, axis_of
 from jaxinterp.model.sites import site_of
+from jaxinterp.model.tokens import Tokens
 from jaxinterp.model.transformer import Sites, canonical_sites
+from jaxinterp.runs.objective import adding, gradient_program, measured, zeros_at
 from jaxinterp.runs.program import bucket, check_dtype, run_program
 
 
@@ -71,8 +73,10 @@ def plan(
     dtype: Any = None,
     capture_dtype: Any = None,
     compile: bool = False,
+    metric: Any = None,
+    remat: bool = False,
 ) -> Plan:
-    """Bytes and operations of `ji.run(lm, prompts, sites)` before it starts.
+    """Bytes and operations of `ji.run(lm, prompts, sites)`, or with a metric of `ji.gradients`, before it starts.
 
     Args:
         lm: the model.
@@ -82,11 +86,16 @@ def plan(
         dtype: as for `run`.
         capture_dtype: as for `run`.
         compile: compile the run and report the compiler's own analysis of temporaries; takes as long as a first run.
+        metric: plan the gradient of this metric at `sites` instead of a run.
+        remat: as for `gradients`.
     """
     requests = canonical_sites(sites, lm.config)
     tokens = lm.to_tokens(prompts)
     dtype, capture_dtype = check_dtype(dtype), check_dtype(capture_dtype)
     batch = tokens.padded(bucket(tokens.ids.shape[1], lm.config.n_ctx)).arrays_only()
+    if metric is not None:
+        metric = metric if metric.bound else metric.bind(lm, tokens)
+        return plan_gradients(lm, batch, metric, requests, Rules(), dtype, capture_dtype, remat, compile=compile)
     counted = count(lm, *batch.shape, requests, stop, dtype, capture_dtype)
     if not compile:
         return counted
@@ -130,7 +139,7 @@ def count(
     scores = batch * config.n_heads * positions * positions * wide
     neurons = batch * positions * config.d_mlp * own.itemsize
     temporaries = 2 * scores + 3 * neurons + 6 * batch * positions * config.d_model * own.itemsize
-    weights = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lm.params))
+    weights = _weight_bytes(lm.params)
     depth = config.n_layers if stop is None else stop
     available, device = free_memory()
     return Plan(
@@ -167,6 +176,10 @@ def layer_operations(config: TransformerConfig) -> np.ndarray:
     return np.asarray(out, float)
 
 
+def _weight_bytes(params: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+
+
 def _captured_bytes(name: str, request: At, config: TransformerConfig, batch: int, positions: int, dtype: Any) -> int:
     site = site_of(name, config)
     shape = list(site.shape(config, batch, positions))
@@ -175,6 +188,75 @@ def _captured_bytes(name: str, request: At, config: TransformerConfig, batch: in
     for selector, index in request.select.items():
         shape[axis_of(selector, site.axes)] = np.shape(index)[-1] if np.ndim(index) else 1
     return int(np.prod(shape)) * dtype.itemsize
+
+
+def plan_gradients(
+    lm: LanguageModel, batch: Tokens, metric: Any, requests: Mapping[str, At], rules: Rules, dtype: str | None, capture_dtype: str | None,
+    remat: bool, *, compile: bool = False,
+) -> Plan:  # fmt: skip
+    """The plan of `gradient_program` on padded prompts: captured sites, as many bytes of derivatives, and what the way back needs."""
+    config, (size, positions) = lm.config, batch.ids.shape
+    run = count(lm, size, positions, requests, None, dtype, capture_dtype)
+    captured = {**run.captured, **{f"gradient of {site}": nbytes_ for site, nbytes_ in run.captured.items()}}
+    types: dict[str, Any] = {"dtype": dtype, "capture_dtype": capture_dtype, "precision": "highest", "remat": remat}
+    temporaries = run.temporaries
+    if compile:
+        lowered = gradient_program.lower(
+            lm.params, batch, metric, dict(requests), (), rules, None, config=config, chosen=(), **types
+        )  # fmt: skip
+        analysis = lowered.compile().memory_analysis()
+        temporaries = temporaries if analysis is None else int(analysis.temp_size_in_bytes)
+    else:
+        layer = max(
+            _weight_bytes(stack) // (group.stop - group.start) for group, stack in zip(config.groups, lm.params["blocks"], strict=True)
+        )
+        temporaries += (
+            kept_bytes(lm, batch, metric, tuple(requests), rules, types) + layer
+        )  # the scan holds a copy of the weights of the layer that it is at
+    operations_ = 2 * operations(config, size, positions, config.n_layers, False)
+    return dataclasses.replace(run, captured=captured, logits=0, temporaries=temporaries, measured=compile, operations=operations_)
+
+
+def kept_bytes(lm: LanguageModel, batch: Tokens, metric: Any, sites: Sequence[str], rules: Rules, types: Mapping[str, Any]) -> int:
+    """Bytes that the forward pass keeps for the way back, from the program's own residuals; weights are not counted."""
+    config, (size, positions) = lm.config, batch.ids.shape
+    dtype = types["capture_dtype"] or types["dtype"] or lm.params["embed"]["W_E"].dtype
+
+    def back(params: Any, zeros: Any, batch: Tokens) -> Any:
+        total = lambda zeros: measured(params, batch, config, metric, edits=adding(zeros), rules=rules, **types)[0].sum()  # noqa: E731
+        return jax.vjp(total, zeros)[1]
+
+    traced: Any = jax.make_jaxpr(back)(lm.params, zeros_at(sites, config, size, positions, dtype), batch).jaxpr
+    given = {id(variable) for variable in traced.invars}
+    kept = {id(v): v.aval for v in traced.outvars if id(v) not in given and not hasattr(v, "val")}
+    return sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values())
+
+
+def check_gradients_fit(
+    lm: LanguageModel, batch: Tokens, metric: Any, requests: Mapping[str, At], rules: Rules, dtype: str | None, capture_dtype: str | None,
+    remat: bool,
+) -> None:  # fmt: skip
+    """Refuse a gradient that cannot fit in the device's free memory.
+
+    Raises:
+        MemoryPlanError: with what it needs, what is free, and what would fit.
+    """
+    size, positions = batch.ids.shape
+    run = count(lm, size, positions, requests, None, dtype, capture_dtype)
+    if run.available is None or 3 * run.needed + lm.config.n_layers * run.temporaries < run.available:
+        return
+    counted = plan_gradients(lm, batch, metric, requests, rules, dtype, capture_dtype, remat)
+    if counted.needed <= run.available:
+        return
+    fitting = int(size * run.available / counted.needed)
+    advice = [f"take {fitting} of the {size} prompts at a time"] if 0 < fitting < size else []
+    advice += [] if remat else ["remat=True keeps only the residual stream between blocks"]
+    advice += ["ask for fewer sites"] if len(requests) > 1 else []
+    raise MemoryPlanError(
+        f"This gradient needs {nbytes(counted.needed)} beyond the weights ({nbytes(sum(counted.captured.values()))} of sites and their "
+        f"gradients, {nbytes(counted.temporaries)} for the way back), but {nbytes(run.available)} is free on {counted.device}: "
+        f"{'; '.join(advice) or 'use shorter or fewer prompts'}."
+    )
 
 
 def check_fits(

@@ -81,9 +81,9 @@ def run(
     check_fits(lm, *batch.shape, requests, stop, dtype, capture_dtype)
     edits = tuple(pad_edit(edit, size, padded, lm.config) for edit in edits)
     if start is not None:
-        start = (np.int32(start[0]), _pad_columns(start[1], padded))
+        start = (np.int32(start[0]), pad_columns(start[1], padded))
     if inputs is not None:
-        inputs = _pad_columns(inputs, padded)
+        inputs = pad_columns(inputs, padded)
     trace = run_program(
         lm.params,
         batch,
@@ -100,7 +100,7 @@ def run(
     )
     if start is not None:
         trace = _from_layer(trace, int(start[0]), lm.config.n_layers if stop is None else stop)
-    return Trace(trace.padded_logits, trace.padded, _labelled(trace.padded_tokens, tokens), trace.axes, trace.layers, size, lm.tokenizer)
+    return Trace(trace.padded_logits, trace.padded, labelled(trace.padded_tokens, tokens), trace.axes, trace.layers, size, lm.tokenizer)
 
 
 def pad_edit(edit: Edit, size: int, padded: int, config: TransformerConfig) -> Edit:
@@ -131,7 +131,8 @@ def _widen(value: Any, axes: str, size: int, padded: int) -> Any:
     return (jnp if isinstance(value, jax.Array) else np).pad(value, widths) if any(after for _, after in widths) else value
 
 
-def _pad_columns(value: Any, padded: int) -> Any:
+def pad_columns(value: Any, padded: int) -> Any:
+    """A value [B P D] widened with zeros to `padded` columns."""
     return _widen(value, "BPD", value.shape[1], padded)
 
 
@@ -145,5 +146,6 @@ def _from_layer(trace: Trace, first: int, end: int) -> Trace:
     return Trace(trace.padded_logits, padded, trace.padded_tokens, trace.axes, tuple(layers.items()))
 
 
-def _labelled(padded: Tokens, given: Tokens) -> Tokens:
+def labelled(padded: Tokens, given: Tokens) -> Tokens:
+    """Padded tokens with the spans, roles and BOS of the given ones."""
     return Tokens(padded.ids, padded.mask, padded.positions, padded.types, given.spans, given.roles, given.bos)

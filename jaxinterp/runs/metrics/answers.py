@@ -1,6 +1,7 @@
 """Metrics of one answer, or of an answer against another: logit difference, probabilities, rank."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -8,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.tokens import Tokens
 from jaxinterp.runs.metrics.base import Answer, Metric, answer_ids, checked, is_text, register, resolve
+
+SATURATED = 1e-3
+"""A probability this near 0 or 1 is warned of where its gradient is taken."""
 
 
 @register(data_fields=["answer", "other", "position"], meta_fields=["reduce"])
@@ -36,6 +41,19 @@ class TokenMetric(Metric):
 
     def bind(self, lm: Any, tokens: Tokens | None = None) -> Any:
         return dataclasses.replace(self, answer=resolve(self.answer, lm), other=resolve(self.other, lm))
+
+    def check_slope(self, values: np.ndarray | None) -> None:
+        if self.reduce == "rank":
+            raise InputError("rank counts tokens, so its gradient is zero everywhere: use logit_difference or log_probability.")
+        if self.reduce == "probability" and values is not None:
+            flat = [row for row, value in enumerate(np.asarray(values)) if not SATURATED < value < 1 - SATURATED]
+            if flat:
+                shown = ", ".join(f"{values[row]:.2g} (prompt {row})" for row in flat[:3])
+                warnings.warn(
+                    f"A probability of {shown} is saturated: its gradient is near zero, whatever causes it. Use log_probability or "
+                    "logit_difference.",
+                    stacklevel=3,
+                )
 
     def reads(self, tokens: Tokens, config: TransformerConfig | None = None) -> tuple[Any, Any]:
         batch = tokens.ids.shape[0]

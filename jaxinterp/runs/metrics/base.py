@@ -34,6 +34,7 @@ class MetricLike(Protocol):
     def reads(self, tokens: Tokens, config: TransformerConfig | None = None) -> tuple[Any, Any]: ...
     def from_logits(self, selected: Float[Array, "B n k"], tokens: Tokens | None = None) -> Float[Array, "B"]: ...
     def bind(self, lm: Any, tokens: Tokens | None = None) -> Any: ...
+    def check_slope(self, values: np.ndarray | None) -> None: ...
     def __call__(self, trace: Trace) -> Float[Array, "B"]: ...
 
 
@@ -65,6 +66,13 @@ class Metric:
             InputError: a string is not a single token.
         """
         return self
+
+    def check_slope(self, values: np.ndarray | None) -> None:
+        """Refuse a metric whose gradient says nothing: before a run (None), and at the values [B] that a run gave.
+
+        Raises:
+            InputError: saying why, and what to use instead.
+        """
 
     def __call__(self, trace: Trace) -> Float[Array, "B"]:
         """The metric of each prompt of a run.

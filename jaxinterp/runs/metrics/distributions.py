@@ -55,6 +55,10 @@ def cross_entropy(targets: Any = None) -> CrossEntropy:
     return CrossEntropy(targets)
 
 
+SAME_RUN = 1e-6
+"""KL divergence in nats below which two float32 runs are one run."""
+
+
 @register(data_fields=["reference", "position"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class KLDivergence(Metric):
@@ -62,6 +66,14 @@ class KLDivergence(Metric):
 
     reference: Any
     position: Any
+
+    def check_slope(self, values: np.ndarray | None) -> None:
+        same = [] if values is None else np.flatnonzero(np.asarray(values) < SAME_RUN)
+        if len(same):
+            raise InputError(
+                f"kl_divergence to the run itself (prompt {same[0]}) is at its minimum, where its gradient is zero and attributions are "
+                "noise: take the gradient at another run (the corrupt prompt, an edited run), or use another metric."
+            )
 
     def reads(self, tokens: Tokens, config: TransformerConfig | None = None) -> tuple[Any, Any]:
         return jnp.broadcast_to(jnp.asarray(tokens.columns(self.position)), (tokens.ids.shape[0], 1)), None
