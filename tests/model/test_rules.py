@@ -1,5 +1,6 @@
-"""Rules change gradients and nothing else; with every nonlinear part frozen the model is affine."""
+"""Rules change gradients, each its own way, in every mode of differentiation; with every nonlinear part frozen the model is affine."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,13 +11,19 @@ import pytest
 import jaxinterp as ji
 from jaxinterp.model.rules import NORMS
 from tests.programs import traces
-from tests.tiny import CONFIGS, SMALL, params, prompts
+from tests.tiny import CONFIGS, params, prompts
 
 RULES = {
+    "none": ji.Rules(),
     "norms": ji.Rules(norms=NORMS),
     "pattern": ji.Rules(pattern=True),
     "ratio": ji.Rules(mlp="ratio"),
     "half": ji.Rules(mlp="half"),
+    "products": ji.Rules(products="half"),
+    "no MLPs": ji.Rules(detach={"mlp_out": True}),
+    "no attention": ji.Rules(detach={"attn_out": True}),
+    "affine": ji.Rules.affine(),
+    "AttnLRP": ji.Rules.attn_lrp(),
 }
 
 
@@ -26,24 +33,8 @@ def logits(config: ji.TransformerConfig, rules: ji.Rules | None, x: jax.Array) -
     )
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_no_rule_changes_a_forward_value_and_each_changes_the_gradient(name: str) -> None:
-    config = CONFIGS[name]
-    x = ji.forward(params(config), prompts(config), config, sites=("embed",), stop=0)["embed"]
-    direction = np.random.default_rng(0).normal(size=x.shape)
-    both = lambda rules: jax.jit(jax.value_and_grad(lambda x: (logits(config, rules, x) * direction).sum()))(x)  # noqa: E731
-    value, exact = both(ji.Rules())
-    values = jax.jit(lambda x: [logits(config, rules, x) for rules in (None, *RULES.values())])(x)
-    for ruled in values[1:]:
-        np.testing.assert_array_equal(ruled, values[0])
-    for key, rules in RULES.items():
-        ruled, gradient = both(rules)
-        np.testing.assert_allclose(ruled, value, rtol=1e-5)
-        assert np.abs(np.asarray(gradient - exact)).max() > 1e-3, key
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "neox", "olmo2", "bert", "granite", "bloom", "gptj"])
-@pytest.mark.parametrize("mlp", ["ratio", "half"])
+@pytest.mark.parametrize("name", ["gemma", "neox", "bert"])
+@pytest.mark.parametrize("mlp", ["half"])  # that it is under "ratio": tests/test_gradient_rows.py, of every family
 def test_a_frozen_model_is_affine(name: str, mlp: Any) -> None:
     """x . gradient + value of the frozen model at zero = value, where the frozen model's value at zero comes from its own linearisation."""
     config = CONFIGS[name]
@@ -51,7 +42,7 @@ def test_a_frozen_model_is_affine(name: str, mlp: Any) -> None:
     rules = ji.Rules(norms=NORMS, pattern=True, mlp=mlp)
     value, tangent = jax.linearize(lambda x: logits(config, rules, x), x)
     biases = _without_bias(params(config))
-    if name in ("llama", "gemma", "olmo2", "granite"):  # no biases: the frozen model is linear
+    if name == "gemma":  # no biases: the frozen model is linear
         np.testing.assert_allclose(tangent(x), value, rtol=1e-3, atol=2e-4 * np.abs(value).max())
     else:  # affine: with the biases as inputs too, it is linear in both
         joint = lambda x, scale: ji.forward(  # noqa: E731
@@ -72,16 +63,29 @@ def _without_bias(weights: Any) -> Any:
     return jax.tree_util.tree_map_with_path(keep, weights)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_forward_and_reverse_mode_agree_under_every_rule(name: str) -> None:
+@pytest.mark.parametrize("name", ["gemma", "oss"])
+def test_forward_reverse_and_linearize_agree_under_every_rule(name: str) -> None:
     config = CONFIGS[name]
-    x = ji.forward(params(config), prompts(config), config, sites=("embed",), stop=0)["embed"]
-    random = np.random.default_rng(1)
-    step, direction = random.normal(size=x.shape).astype(np.float32), random.normal(size=x.shape).astype(np.float32)
-    rules = ji.Rules(norms=("ln1", "qk"), pattern=True, mlp="half")
-    f = jax.jit(lambda x: (logits(config, rules, x) * direction).sum())
-    forward_mode = jax.jvp(f, (x,), (step,))[1]
-    np.testing.assert_allclose(forward_mode, (jax.grad(f)(x) * step).sum(), rtol=2e-3)
+    with jax.enable_x64(True):
+        weights, tokens = params(config, jnp.float64), prompts(config, (5,))
+        random = np.random.default_rng(1)
+        x, step, direction = (jnp.asarray(random.normal(size=(1, 5, config.d_model))) for _ in range(3))
+
+        def value(x: jax.Array, rules: ji.Rules) -> jax.Array:
+            return (ji.forward(weights, tokens, config, inputs=x, rules=rules, sites=("resid_post",))["resid_post"][-1] * direction).sum()
+
+        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        def slopes(x: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+            out = {}
+            for key, rules in RULES.items():
+                f = functools.partial(value, rules=rules)
+                out[key] = (jax.jvp(f, (x,), (step,))[1], (jax.grad(f)(x) * step).sum(), jax.linearize(f, x)[1](step))
+            return out
+
+        found = slopes(x)
+    for key, (ahead, back, linear) in found.items():
+        np.testing.assert_allclose([back, linear], [ahead] * 2, rtol=1e-10, err_msg=key)
+    assert len({round(float(ahead), 9) for ahead, _, _ in found.values()}) == len(RULES)
 
 
 def test_detach_is_a_mask_over_layers_or_heads_and_data() -> None:
@@ -103,10 +107,10 @@ def test_detach_is_a_mask_over_layers_or_heads_and_data() -> None:
     assert traces(gradient) == 1
 
 
-def with_mlp(rule: str) -> ji.Rules:
-    """Rules with an MLP rule that the checked constructor would refuse."""
+def with_field(name: str, rule: str) -> ji.Rules:
+    """Rules with a value that the checked constructor would refuse."""
     rules = ji.Rules()
-    object.__setattr__(rules, "mlp", rule)
+    object.__setattr__(rules, name, rule)
     return rules
 
 
@@ -114,7 +118,8 @@ def with_mlp(rule: str) -> ji.Rules:
     ("rules", "message"),
     [
         (ji.Rules(norms=("ln3",)), "Rules.norms"),
-        (with_mlp("linear"), "Rules.mlp"),
+        (with_field("products", "both"), "Rules.products"),
+        (with_field("mlp", "linear"), "Rules.mlp"),
         (ji.Rules(detach={"pos_embed": True}), "positions are rotary"),
         (ji.Rules(detach={"z": np.ones((3, 5), bool)}), r"Rules.detach\['z'\]"),
     ],

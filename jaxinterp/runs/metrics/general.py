@@ -30,7 +30,7 @@ class Projection(Metric):
 
     @property
     def sites(self) -> Mapping[str, At]:
-        return {self.site: at(layer=self.layer, position=np.asarray(self.position))}
+        return {self.site: at(layer=self.layer, position=self.position)}
 
     def _read(self, trace: Trace) -> Float[Array, "B"]:
         if self.site not in trace:
