@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("results")
 
-SUITES = ("runs", "sweeps", "experts")  # each a module here with a SUITE; its results go into <suite>-<platform>.md and .json
+SUITES = (
+    "runs",
+    "sweeps",
+    "attribution",
+    "experts",
+)  # each a module here with a SUITE; its results go into <suite>-<platform>.md and .json
 
 EPILOG = """examples:
   python -m benchmarks                              everything; the first time, it makes an environment for the peers
