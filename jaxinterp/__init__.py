@@ -12,8 +12,10 @@ from jaxinterp.checkpoints.save import save
 from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
 from jaxinterp.methods.ablation import OptimalTraining, ablate, greedy, leave_one_out, self_repair
 from jaxinterp.methods.knockout import knockout
+from jaxinterp.methods.lenses import LogitLens, logit_lens
 from jaxinterp.methods.patching import patch
 from jaxinterp.methods.path_patching import path_patch
+from jaxinterp.methods.residual import DirectAttribution, direct_logit_attribution
 from jaxinterp.methods.scrubbing import ScrubNode, causal_scrubbing
 from jaxinterp.methods.tracing import causal_trace
 from jaxinterp.model import edits
@@ -37,9 +39,9 @@ from jaxinterp.runs.verify import verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "SITES", "CheckpointError", "Experts", "FetchError", "Gradients", "InputError", "JaxinterpError", "LanguageModel",
-    "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens", "Trace", "TransformerConfig",
-    "ablate", "activations", "at", "causal_scrubbing", "causal_trace", "data", "edits", "forward", "gradients", "greedy", "heads",
-    "init_params", "knockout", "leave_one_out", "load", "metrics", "parameter_shapes", "partition_specs", "patch", "path_patch", "plan",
-    "run", "save", "self_repair", "stack", "sweep", "verify",
+    "SITES", "CheckpointError", "DirectAttribution", "Experts", "FetchError", "Gradients", "InputError", "JaxinterpError",
+    "LanguageModel", "LogitLens", "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens",
+    "Trace", "TransformerConfig", "ablate", "activations", "at", "causal_scrubbing", "causal_trace", "data", "direct_logit_attribution",
+    "edits", "forward", "gradients", "greedy", "heads", "init_params", "knockout", "leave_one_out", "load", "logit_lens", "metrics",
+    "parameter_shapes", "partition_specs", "patch", "path_patch", "plan", "run", "save", "self_repair", "stack", "sweep", "verify",
 ]  # fmt: skip

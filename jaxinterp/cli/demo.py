@@ -5,11 +5,11 @@ store, John gave a drink to" the model should say Mary, the name that was not re
 off one run of two prompts, and off two grids of patched runs:
 
     predictions   the softmax of the logits at the last position
-    layer by layer   the residual stream after each layer, read by the model's own final norm and unembedding (logit
-                  lens, nostalgebraist 2020): the model is resumed at its end with that residual stream
+    layer by layer   the residual stream after each layer, read by the model's own final norm and unembedding
+                  (`ji.logit_lens`, nostalgebraist 2020)
     components    with the final norm's denominator held, logits are linear in the residual stream, so what each head,
-                  each MLP and the embedding wrote adds up to the logit difference (direct logit attribution); exact
-                  but for biases, which are shown as the rest
+                  each MLP and the embedding wrote adds up to the logit difference (`ji.direct_logit_attribution`,
+                  Elhage et al. 2021); what else there is, biases and rounding, is shown as the rest
     attention     where the heads with the largest parts look from the last position
     patching      the corrupt prompt run again for each layer and position, and for each head, with that one activation
                   of the clean run: what carries the difference (activation patching, Meng et al. 2022)
@@ -129,38 +129,23 @@ class Findings:
 
 def experiment(lm: "LanguageModel") -> Findings:
     """Run both prompts once and read everything off that run; then patch one with the other, cell by cell."""
-    import jax
-    import jax.numpy as jnp
     import numpy as np
 
     import jaxinterp as ji
 
-    last = ji.at(position=-1)
-    sites = {"embed": last, "resid_post": last, "mlp_out": last, "z": last, "pattern": ji.at(query=-1)}
-    trace = ji.run(lm, [CLEAN, CORRUPT], sites=sites)
-    metric = ji.metrics.logit_difference(RIGHT, WRONG).bind(lm)
-    embed, resid, mlp, z = (trace[site] for site in ("embed", "resid_post", "mlp_out", "z"))  # [B D], [L B D], [L B D], [L B H E]
-
-    def read(stream: jax.Array, rules: ji.Rules) -> jax.Array:
-        """The metric [N] of residual streams [N D] after the last layer: the model resumed at its end."""
-        ids = jnp.zeros((stream.shape[0], 1), jnp.int32)
-        end = (lm.config.n_layers, stream[:, None, :])
-        return metric(ji.forward(lm.params, ids, lm.config, start=end, rules=rules))
-
-    depth, batch, width = resid.shape
-    lens = read(resid.reshape(depth * batch, width), ji.Rules()).reshape(depth, batch)
-    # With the norm's denominator held, the metric is linear in the stream: its gradient is the direction that it reads.
-    direction = jax.grad(lambda stream: read(stream, ji.Rules(norms=("ln_final",))).sum())(resid[-1])
-    head_out = jnp.einsum("LBHE,LHED->LBHD", z, lm.params["blocks"][0]["attn"]["W_O"])
+    trace = ji.run(lm, [CLEAN, CORRUPT], sites=["embed", "z", "mlp_out", "resid_post", "pattern"])
+    metric = ji.metrics.logit_difference(RIGHT, WRONG)
+    lens = ji.logit_lens(lm, trace, position=-1, tokens=[RIGHT, WRONG])
+    parts = ji.direct_logit_attribution(lm, trace, metric, by="head")
     return Findings(
         tokens=lm.to_strings(trace.tokens)[0],
         predictions=trace.top(5),
         difference=np.asarray(metric(trace)),
-        lens=np.asarray(lens),
-        heads=np.asarray(jnp.einsum("LBHD,BD->BLH", head_out, direction)),
-        mlps=np.asarray(jnp.einsum("LBD,BD->BL", mlp, direction)),
-        embedding=np.asarray(jnp.einsum("BD,BD->B", embed, direction)),
-        patterns=np.asarray(trace["pattern"][:, 0]),
+        lens=(lens.logits[..., 0] - lens.logits[..., 1]).T,
+        heads=parts.per_example,
+        mlps=parts.others["mlp"],
+        embedding=parts.others["embed"],
+        patterns=np.asarray(trace.at("pattern", query=-1)[:, 0]),
         stream=ji.patch(lm, CLEAN, CORRUPT, metric),
         patched_heads=ji.patch(lm, CLEAN, CORRUPT, metric, "z", over=("layer", "head")),
     )
