@@ -15,7 +15,7 @@ from jaxinterp.views.payload import TOKEN_AXES, View
 from jaxinterp.views.tokens import visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-CELL_HEIGHT = {"table": 360, "line": 440, "heatmap": 760, "attention": 640, "report": 900}
+CELL_HEIGHT = {"table": 360, "line": 440, "heatmap": 760, "attention": 640, "highlight": 320, "report": 900}
 
 TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -379,7 +379,28 @@ function drawAllHeads(view, box) {
   choose([L - 1, 0]);
 }
 
-const DRAW = { table: drawTable, line: drawLine, heatmap: drawHeatmap, attention: drawAttention };
+// A prompt whose tokens are coloured by their scores, which stand below them.
+function drawHighlight(view, box) {
+  const scores = view.data.scores, scale = view.options.scale, tokens = view.shown.tokens;
+  const style = scale.kind === "diverging" ? "signed" : "number", texts = columnNumbers(scores, style);
+  const words = el("div", { class: "words scored mono" });
+  scores.forEach((score, p) => {
+    const there = Number.isFinite(score), word = el("span", { class: "word" }, ...tokenNodes(tokens[p]));
+    redraws.push(() => {
+      const colour = colourAt((score - scale.low) / (scale.high - scale.low), scale.kind);
+      word.style.background = there ? css(colour) : "none";
+      word.style.color = there ? readableOn(colour) : "";
+    });
+    const both = el("span", { class: "pair" }, word, el("small", {}, there ? texts[p] : ""));
+    hover(both, () => `${tokens[p]} (position ${p})\n${number(score, style)}`);
+    words.append(both);
+  });
+  box.append(words, legend(scale.kind, number(scale.low, style), number(scale.high, style)));
+}
+
+const DRAW = {
+  table: drawTable, line: drawLine, heatmap: drawHeatmap, attention: drawAttention, highlight: drawHighlight,
+};
 
 // ---- the page
 

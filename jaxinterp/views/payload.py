@@ -9,6 +9,7 @@ looked at (attention patterns) in 8 bits with their scale beside them.
     line        values [series, x]                              one value a layer, several series
     heatmap     values [row, column]                            a grid on a diverging or sequential scale
     attention   pattern [head, key] or [layer, head, query, key]  where heads look
+    highlight   scores [position]                               a prompt, each token coloured by its score
     report      none                                            sections with headings, text and views
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from jaxinterp.errors import InputError
 from jaxinterp.views.arrays import decode_array, encode_array
 
-Kind = Literal["table", "line", "heatmap", "attention", "report"]
+Kind = Literal["table", "line", "heatmap", "attention", "highlight", "report"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SCHEMA = 1
 TOKEN_AXES = ("position", "query", "key")
@@ -41,7 +42,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """A picture as data. Make one with `table`, `line`, `heatmap`, `attention` or `report`.
+    """A picture as data. Make one with `table`, `line`, `heatmap`, `attention`, `highlight` or `report`.
 
     Attributes:
         kind: which picture.
@@ -236,6 +237,40 @@ def attention(
     return View(
         "attention", title, {"pattern": pattern}, {"pattern": names}, labels, tuple(tokens), normalisation, options, ("pattern",), **about
     )
+
+
+def highlight(
+    title: str,
+    scores: np.ndarray | Sequence[float],
+    tokens: Sequence[str],
+    *,
+    signed: bool = True,
+    limits: tuple[float, float] | None = None,
+    normalisation: str = "",
+    **about: Any,
+) -> View:
+    """A prompt with each token coloured by its score, and the score under it.
+
+    Args:
+        title: a few words.
+        scores: [position], one a token; NaN is left without colour.
+        tokens: the prompt's token strings.
+        signed: colours diverge around zero, and every score shows its sign; else they go from low to high.
+        limits: where the colours end; from the scores if None.
+        normalisation: what one score is.
+        about: `provenance`.
+
+    Example:
+        >>> highlight("Attribution", [2.1, -0.4], [" Mary", " John"])
+        View(highlight: 'Attribution', scores [2])
+    """
+    scores = np.asarray(scores, np.float32)
+    if scores.shape != (len(tokens),):
+        raise InputError(f"A highlight takes one score a token: {len(tokens)} tokens and scores of shape {list(scores.shape)}.")
+    kind = "diverging" if signed else "sequential"
+    low, high = limits or _limits(scores, kind)
+    options = {"scale": {"kind": kind, "low": low, "high": high}}
+    return View("highlight", title, {"scores": scores}, {"scores": ("position",)}, {}, tuple(tokens), normalisation, options, **about)
 
 
 def report(title: str, sections: Sequence[Section], **about: Any) -> View:

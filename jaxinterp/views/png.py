@@ -11,6 +11,7 @@ from jaxinterp.views.colours import FAINT, INK, PAPER, SCALES, SERIES, colour_at
 from jaxinterp.views.numbers import cell_number, number
 from jaxinterp.views.numbers import column as column_texts
 from jaxinterp.views.payload import View
+from jaxinterp.views.terminal import lines_of
 from jaxinterp.views.tokens import shorten
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _row(views: tuple[View, ...]) -> Block:
         "line": (_line_size, _line),
         "heatmap": (_heatmap_size, _heatmap),
         "attention": (_attention_size, _attention),
+        "highlight": (_highlight_size, _highlight),
     }
     each = (WIDTH - 2 * MARGIN) / len(views)
     sizes = [kinds[view.kind][0](view, each - 0.3 * (len(views) > 1)) for view in views]
@@ -291,3 +293,34 @@ def _all_heads(view: View, axes: "Axes") -> None:
     axes.set_ylabel("layer", fontsize=8.5)
     axes.set_xlabel("head", fontsize=8.5)
     axes.xaxis.set_label_position("top")
+
+
+def _highlight_lines(view: View) -> tuple[list[str], list[list[int]]]:
+    """The scores as texts, and the positions of each line."""
+    style = "signed" if view.options["scale"]["kind"] == "diverging" else "number"
+    texts = column_texts(view.arrays["scores"].tolist(), style)
+    room = int((WIDTH - 2 * MARGIN) / CHARACTER)
+    return texts, lines_of(view.tokens, texts, room)
+
+
+def _highlight_size(view: View, room: float) -> _Size:
+    return _Size(room, 0.46 * len(_highlight_lines(view)[1]))
+
+
+def _highlight(view: View, axes: "Axes") -> None:
+    scale, (texts, lines) = view.options["scale"], _highlight_lines(view)
+    axes.set(xticks=[], yticks=[], xlim=(0, WIDTH - 2 * MARGIN), ylim=(len(lines), 0))
+    _bare(axes)
+    for row, positions in enumerate(lines):
+        x = 0.0
+        for p in positions:
+            shown, value = shorten(view.tokens[p], 20), float(view.arrays["scores"][p])
+            width = (max(len(shown), len(texts[p])) + 0.6) * CHARACTER
+            there = np.isfinite(value)
+            colour = colour_at((value - scale["low"]) / (scale["high"] - scale["low"]), scale["kind"]) if there else (255, 255, 255)
+            axes.fill_between([x, x + width], row + 0.06, row + 0.56, color=np.array(colour) / 255, linewidth=0)
+            ink = np.array(readable_on(colour)) / 255
+            at: dict[str, Any] = {"ha": "center", "va": "center", "family": "DejaVu Sans Mono"}
+            axes.text(x + width / 2, row + 0.31, shown, fontsize=8.5, color=ink, **at)
+            axes.text(x + width / 2, row + 0.75, texts[p] if there else "", fontsize=7, color=FAINT["light"], **at)
+            x += width + 0.4 * CHARACTER

@@ -19,6 +19,7 @@ from jaxinterp.views.terminal_plot import bar, line_plot
 from jaxinterp.views.tokens import shorten
 
 PLAIN = {"␣": "_", "⏎": "\\n", "␍": "\\r", "⇥": "\\t", "∅": "<empty>", "−": "-", "–": "-", "…": "...", "·": "|", "∞": "inf", "↵": "\\n"}
+WIDEST_TOKEN = 20
 MOST_BLOCKS = 4  # a heatmap wider than the terminal is continued below itself this many times
 
 
@@ -43,7 +44,7 @@ def render(view: View, console: Console) -> RenderableType:
     """A view as something that rich prints on this console."""
     if view.kind == "report":
         return Group(*_report(view, console))
-    body = {"table": _table, "line": _line, "heatmap": _heatmap, "attention": _attention}[view.kind](view, console)
+    body = {"table": _table, "line": _line, "heatmap": _heatmap, "attention": _attention, "highlight": _highlight}[view.kind](view, console)
     head = [Text(view.title, style="bold")] if view.title else []
     note = [Text(view.normalisation, style="dim")] if view.normalisation and view.kind != "line" else []
     return Group(*head, *note, body)
@@ -214,3 +215,36 @@ def _strongest(view: View) -> RenderableType:
         if share >= 0:
             out.add_row(f"{layer}.{head}", Text(shorten(view.tokens[key], 24)), str(key), number(share, "percent"))
     return Group(Text("from the last position, keys after the first; the HTML picture shows every pattern", style="dim"), out)
+
+
+def _highlight(view: View, console: Console) -> RenderableType:
+    """Lines of tokens with their scores below: signs are read without colour too."""
+    scores, scale = view.arrays["scores"], view.options["scale"]
+    texts = column_texts(scores.tolist(), "signed" if scale["kind"] == "diverging" else "number")
+    colour, out = _coloured(console), Text()
+    for positions in lines_of(view.tokens, texts, console.width):
+        words, numbers = Text(), Text()
+        for p in positions:
+            shown = shorten(view.tokens[p], WIDEST_TOKEN)
+            width = max(len(shown), len(texts[p]))
+            value = float(scores[p])
+            words.append_text(_cell(value, shown.ljust(width), scale, colour) if np.isfinite(value) else Text(shown.ljust(width))).append(
+                " "
+            )
+            numbers.append(texts[p].rjust(width) if np.isfinite(value) else " " * width, style="dim").append(" ")
+        out.append_text(words).append("\n").append_text(numbers).append("\n")
+    return out
+
+
+def lines_of(tokens: tuple[str, ...], texts: list[str], room: int) -> list[list[int]]:
+    """Positions of each line of tokens that have their scores below them."""
+    lines: list[list[int]] = [[]]
+    used = 0
+    for p, (token, text) in enumerate(zip(tokens, texts, strict=True)):
+        width = max(len(shorten(token, WIDEST_TOKEN)), len(text)) + 1
+        if lines[-1] and used + width > room:
+            lines.append([])
+            used = 0
+        lines[-1].append(p)
+        used += width
+    return lines

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxinterp.views import Section, View, attention, heatmap, line, report, table
+from jaxinterp.views import Section, View, attention, heatmap, highlight, line, report, table
 
 HOSTILE = (" Mary", "</script><script>alert(1)</script>", "<!--", "\n", "[red]", "<0xE2>", "\u202e", "$x$", "&amp;", "")
 
@@ -28,6 +28,8 @@ def every_kind() -> dict[str, View]:
         "line": line("lens", {"clean": rng.normal(size=6), "corrupt": rng.normal(size=6)}, normalisation="logit difference"),
         "heatmap": heatmap("grid", values, ("layer", "position"), tokens=HOSTILE, normalisation="effect"),
         "attention": attention("rows", rng.dirichlet(np.ones(n), size=2), HOSTILE, heads=["23.3", "29.1"], notes=["+2.86", "+1.73"]),
+        "highlight": highlight("tokens", np.where(np.arange(n) == 4, np.nan, np.linspace(-2, 3, n)), HOSTILE, normalisation="score"),
+        "highlight unsigned": highlight("tokens", np.linspace(0, 3, n), HOSTILE, signed=False),
         "all heads": attention("all", softmax_patterns(2, 3, n), HOSTILE),
     }
     sections = [Section("<h1> & co", "a text", (views["table"], views["table"])), Section("rest", "", tuple(views.values())[1:])]

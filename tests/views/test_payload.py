@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import InputError
-from jaxinterp.views import View, attention, heatmap, line, table
+from jaxinterp.views import View, attention, heatmap, highlight, line, table
 from jaxinterp.views.arrays import decode_array, encode_array
 from tests.views.samples import every_kind, softmax_patterns
 
@@ -88,3 +88,11 @@ def test_an_array_that_lies_about_its_size_is_refused() -> None:
         decode_array("values", entry | {"shape": [2_000_000]})
     with pytest.raises(InputError, match="cannot be unpacked"):
         decode_array("values", entry | {"data": entry["data"][4:]})
+
+
+def test_a_highlight_has_one_score_a_token_and_a_scale_around_zero() -> None:
+    view = highlight("tokens", [0.5, -2.0], ["a", "b"])
+    assert view.options["scale"] == {"kind": "diverging", "low": -2.0, "high": 2.0}
+    assert highlight("tokens", [0.5, 2.0], ["a", "b"], signed=False).options["scale"] == {"kind": "sequential", "low": 0.0, "high": 2.0}
+    with pytest.raises(InputError, match=r"2 tokens and scores of shape \[3\]"):
+        highlight("tokens", [1.0, 2.0, 3.0], ["a", "b"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxinterp.views import View, heatmap, line
+from jaxinterp.views import View, heatmap, highlight, line
 from jaxinterp.views.render import save
 from jaxinterp.views.terminal import show
 from tests.views.samples import every_kind
@@ -63,3 +63,13 @@ def test_a_line_ends_with_its_name_and_last_value() -> None:
 def test_saved_as_text_it_has_no_escape_codes(tmp_path) -> None:
     path = save(every_kind()["report"], tmp_path / "report.txt")
     assert "\x1b" not in path.read_text(encoding="utf-8")
+
+
+def test_a_highlight_shows_signs_without_colour_and_paints_around_zero_with_it() -> None:
+    view = highlight("tokens", [2.0, -2.0, 0.0, np.nan], [" Mary", " John", " and", " so"])
+    words, numbers = printed(view).splitlines()[1:3]
+    assert words.split() == ["␣Mary", "␣John", "␣and", "␣so"] and numbers.split() == ["+2.00", "−2.00", "0.00"]
+    painted = printed(view, color_system="truecolor", force_terminal=True)
+    assert len(set(re.findall(r"48;2;(\d+;\d+;\d+)", painted))) == 3
+    narrow = printed(highlight("tokens", np.ones(30), ["word"] * 30), width=40)
+    assert narrow.count("word") == 30 and narrow.count("1.00") == 30
