@@ -98,7 +98,7 @@ def patching(ctx: Context) -> None:
 
 
 def _patch(lm: ji.LanguageModel, sites: Any, options: dict[str, Any]) -> Any:
-    return ji.attribution.attribution_patch(lm, CLEAN, CORRUPT, METRIC, sites=sites, **options)
+    return ji.attribution_patch(lm, CLEAN, CORRUPT, METRIC, sites=sites, **options)
 
 
 def integrated(ctx: Context) -> None:

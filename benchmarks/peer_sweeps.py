@@ -20,7 +20,7 @@ def _difference(logits: Any, answers: Any, others: Any) -> Any:
 
 def lens_grid(
     folder: str, clean: Ids, corrupt: Ids, answers: Sequence[int], others: Sequence[int], site: str, cells: Sequence[Sequence[int]],
-    batched: bool = True, device: str = "cpu",
+    batched: bool = True, device: str = "cpu", bare: bool = False,
 ) -> Any:  # fmt: skip
     """Cells (layer, position) of resid_pre, attn_out or mlp_out, or (layer, head) of z, by TransformerLens.
 
@@ -34,10 +34,11 @@ def lens_grid(
         cells: (layer, index) of each cell; with `batched` False (layer, index, prompt).
         batched: all prompts in one forward; else each cell is of one prompt, and the result is [C 1].
         device: where the model runs.
+        bare: a model without a tokenizer, such as one of random weights.
     """
     import torch
 
-    model = peer.lens_model(folder, device)
+    model = (_bare_lens_model if bare else peer.lens_model)(folder, device)
     good, bad, mine, its = (peer.token_ids(ids, device) for ids in (clean, corrupt, answers, others))
     name = "blocks.{}.attn.hook_z" if site == "z" else "blocks.{}.hook_" + site
     layers = sorted({cell[0] for cell in cells})
@@ -63,6 +64,18 @@ def lens_grid(
         return torch.stack(out)
 
     return peer.Work(once, lambda values: {"values": values}, device)
+
+
+@functools.cache
+def _bare_lens_model(folder: str, device: str) -> Any:
+    """TransformerLens' bridge over the model of a folder that has no tokenizer."""
+    import torch
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = loaded.eval().to(device)
+    return build_bridge_from_module(model, model.config.architectures[0], hf_config=model.config)
 
 
 def nnsight_grid(
@@ -99,7 +112,8 @@ def _nnsight_model(folder: str, device: str) -> tuple[Any, int]:
     from nnsight import LanguageModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = loaded.eval().to(device)
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LanguageModel(model, tokenizer=AutoTokenizer.from_pretrained(folder)), size

@@ -23,11 +23,21 @@ from benchmarks.counting import Observed
 from benchmarks.harness import Contender, Race, WrongResult, fresh, log, race, timed
 from benchmarks.plot import speedups
 from benchmarks.runs import PAIRS, TEXT
+from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.parameters import parameter_shapes
 from jaxinterp.runs.plan import free_memory
 from jaxinterp.runs.results import GridResult
 
 APART = 1e-3
 """Largest difference from a peer at any cell, of the clean-corrupt range of the metric."""
+ROUNDING = 1e-5
+"""The same on a small model of random weights."""
+
+GPT2 = TransformerConfig(
+    n_layers=6, d_model=384, n_heads=6, n_kv_heads=6, d_head=64, d_mlp=1536, d_vocab=5000, n_ctx=64, positions="learned", norm="layer",
+    norm_bias=True, gated=False, activation="gelu_tanh", q_bias=True, k_bias=True, v_bias=True, o_bias=True, mlp_in_bias=True,
+    mlp_out_bias=True,
+)  # fmt: skip
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -216,16 +226,18 @@ def _sample(cells: list[Any], count: int) -> list[Any]:
     return [cells[i] for i in np.sort(order)]
 
 
-def _agree(ctx: Context, what: str, grid: Grid, result: GridResult, cells: Sequence[tuple[int, ...]], theirs: np.ndarray) -> None:
+def _agree(
+    ctx: Context, what: str, grid: Grid, result: GridResult, cells: Sequence[tuple[int, ...]], theirs: np.ndarray, most: float = APART
+) -> None:
     """Refuses to time what does not agree, and reports by how much it differs."""
     flat = np.asarray(result.per_example).reshape(len(grid.clean), -1)
     place = {cell: number for number, cell in enumerate(grid.cells)}
     rows = [flat[:, place[cell[0], cell[1]]] for cell in cells]
     ours = np.stack([row if len(cell) == 2 else row[cell[2] : cell[2] + 1] for cell, row in zip(cells, rows, strict=True)])
     apart = float(np.abs(ours - theirs).max()) / abs(float(np.mean(result.clean) - np.mean(result.corrupt)))
-    if not apart <= APART:
-        raise WrongResult(f"{what}: some cell differs by {apart:.1e} of the metric's range; at most {APART:.0e} is rounding.")
-    ctx.report.figure(f"{what}: largest difference, of the metric's range", apart, unit="", bar=APART, detail=f"{len(cells)} cells")
+    if not apart <= most:
+        raise WrongResult(f"{what}: some cell differs by {apart:.1e} of the metric's range; at most {most:.0e} is rounding.")
+    ctx.report.figure(f"{what}: largest difference, of the metric's range", apart, unit="", bar=most, detail=f"{len(cells)} cells")
 
 
 def _whole(ctx: Context, grid: Grid, result: GridResult, title: str, times: Race) -> None:
@@ -342,6 +354,39 @@ def memory(ctx: Context) -> None:
         ctx.report.figure(f"one pair: the same of {LENS}, 8 cells", theirs["anonymous"] / 1e6, unit="MB")
 
 
+def gpt2(ctx: Context) -> None:
+    """A random model of GPT-2's architecture: every cell of three grids, both ways round, beside TransformerLens. Nothing is timed."""
+    if ctx.peer is None:
+        return
+    lm = _random_gpt2()
+    folder = ji.save(lm, ctx.scratch / "gpt2")
+    random = np.random.default_rng(1)
+    good, bad = random.integers(0, lm.config.d_vocab, (2, 2, 24))
+    bad[0, :5] = good[0, :5]  # one pair shares what comes first, the other nothing
+    change = np.asarray(ji.run(lm, good).logits - ji.run(lm, bad).logits)[:, -1]
+    answers, others = (place(change, axis=1).astype(np.int32) for place in (np.argmax, np.argmin))
+    for site in ("resid_pre", "z", "mlp_out"):
+        grid = Grid(good, bad, answers, others, site, _axes(lm, site, good.shape[1]))
+        for mode, sides in (("denoise", grid), ("noise", dataclasses.replace(grid, clean=bad, corrupt=good))):
+            work = ctx.peer.prepare("peer_sweeps.lens_grid", folder=str(folder), site=site, cells=grid.cells, bare=True, **sides.ids)
+            what = f"random GPT-2, {site}, {mode}: {LENS}"
+            _agree(ctx, what, grid, grid.patch(lm, mode=mode), grid.cells, work.arrays()["values"], ROUNDING)
+
+
+def _random_gpt2() -> ji.LanguageModel:
+    """Weights that are large enough for a wrong model to show, and no gain or bias at its neutral value."""
+    random = np.random.default_rng(0)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        name, value = jax.tree_util.keystr(path), random.normal(size=shape.shape)
+        if "['W" not in name:
+            return jnp.asarray(0.3 * value + ("['w']" in name), jnp.float32)
+        fan_in = GPT2.d_mlp if "W_out" in name else GPT2.d_model
+        return jnp.asarray(value * (0.8 if "embed" in name else 1.5 / np.sqrt(fan_in)), jnp.float32)
+
+    return ji.LanguageModel(jax.tree_util.tree_map_with_path(leaf, parameter_shapes(GPT2)), GPT2)
+
+
 def gemma(ctx: Context) -> None:
     """Gemma 3 270M, where its file is given."""
     if ctx.options.gemma is None:
@@ -367,6 +412,7 @@ SUITE = Suite(
         "sites": _part(together, "three sites in one call, and what it compiles"),
         "long-last": _part(long, "256 tokens, the last 32 positions", False, Bars(15)),
         "long-spread": _part(long, "256 tokens, 32 positions, nothing shared", True, Bars(2.8)),
+        "random-gpt2": _part(gpt2, "a random GPT-2 beside TransformerLens, cell by cell, both ways round"),
         "sweep-memory": _part(memory, "memory by the compiler, by the plan and of processes"),
         "gemma": _part(gemma, "Gemma 3 270M, 18 layers x 15 positions (--gemma FILE)"),
     },

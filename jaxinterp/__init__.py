@@ -10,7 +10,18 @@ from jaxinterp import data
 from jaxinterp.checkpoints.load import load
 from jaxinterp.checkpoints.save import save
 from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
+from jaxinterp.methods import attribution
 from jaxinterp.methods.ablation import OptimalTraining, ablate, greedy, leave_one_out, self_repair
+from jaxinterp.methods.attribution import (
+    attribute,
+    attribution_patch,
+    concept_sensitivity,
+    integrated_attribution,
+    internal_influence,
+    layer_conductance,
+    neuron_conductance,
+    relp,
+)
 from jaxinterp.methods.knockout import knockout
 from jaxinterp.methods.lenses import LogitLens, logit_lens
 from jaxinterp.methods.patching import patch
@@ -41,7 +52,9 @@ __version__ = "0.1.0"
 __all__ = [
     "SITES", "CheckpointError", "DirectAttribution", "Experts", "FetchError", "Gradients", "InputError", "JaxinterpError",
     "LanguageModel", "LogitLens", "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens",
-    "Trace", "TransformerConfig", "ablate", "activations", "at", "causal_scrubbing", "causal_trace", "data", "direct_logit_attribution",
-    "edits", "forward", "gradients", "greedy", "heads", "init_params", "knockout", "leave_one_out", "load", "logit_lens", "metrics",
-    "parameter_shapes", "partition_specs", "patch", "path_patch", "plan", "run", "save", "self_repair", "stack", "sweep", "verify",
+    "Trace", "TransformerConfig", "ablate", "activations", "at", "attribute", "attribution", "attribution_patch", "causal_scrubbing",
+    "causal_trace", "concept_sensitivity", "data", "direct_logit_attribution", "edits", "forward", "gradients", "greedy", "heads",
+    "init_params", "integrated_attribution", "internal_influence", "knockout", "layer_conductance", "leave_one_out", "load",
+    "logit_lens", "metrics", "neuron_conductance", "parameter_shapes", "partition_specs", "patch", "path_patch", "plan", "relp", "run",
+    "save", "self_repair", "stack", "sweep", "verify",
 ]  # fmt: skip

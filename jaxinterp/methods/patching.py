@@ -96,7 +96,7 @@ def patch(
     """
     if mode not in ("denoise", "noise"):
         raise InputError(f"mode is {mode!r}; expected 'denoise' or 'noise'.")
-    pair = _Pair.of(lm, clean, corrupt, position_map, mode, bos)
+    pair = Pair.of(lm, clean, corrupt, position_map, mode, bos)
     own, others = (corrupt_edits, clean_edits) if mode == "denoise" else (clean_edits, corrupt_edits)
     edited = bool(clean_edits or corrupt_edits)
     options = {
@@ -130,7 +130,7 @@ def _cells(site: Site, axes: Sequence[Axis], masks: Axis | None, at: dict[str, A
     if twice:
         raise InputError(f"patch(): {twice[0]!r} is in `over` and in `at`.")
     ndim, cells = len(site.axes), []
-    everywhere = _mapped_mask(site, mapped)
+    everywhere = mapped_mask(site, mapped)
     for where in masks.values if masks else (None,):
         both = where if everywhere is None or where is None else np.logical_and(*np.broadcast_arrays(where, everywhere))
         mask = everywhere if where is None else both
@@ -141,7 +141,7 @@ def _cells(site: Site, axes: Sequence[Axis], masks: Axis | None, at: dict[str, A
     return cells
 
 
-def _mapped_mask(site: Site, mapped: np.ndarray | None) -> np.ndarray | None:
+def mapped_mask(site: Site, mapped: np.ndarray | None) -> np.ndarray | None:
     """Positions that take a value, as a mask over all axes of a site; None where all do."""
     if mapped is None:
         return None
@@ -153,7 +153,7 @@ def _mapped_mask(site: Site, mapped: np.ndarray | None) -> np.ndarray | None:
 
 
 def _results(
-    found: Any, pair: "_Pair", axes: tuple[tuple[str, tuple[Any, ...]], ...], mode: str, how: tuple[tuple[str, str], ...],
+    found: Any, pair: "Pair", axes: tuple[tuple[str, tuple[Any, ...]], ...], mode: str, how: tuple[tuple[str, str], ...],
     tokens: tuple[str, ...],
 ) -> Any:  # fmt: skip
     def one(measured: Measured) -> GridResult:
@@ -166,7 +166,7 @@ def _results(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair:
+class Pair:
     """The prompts that are run and those whose values are patched in.
 
     Attributes:
@@ -182,7 +182,7 @@ class _Pair:
     mapped: np.ndarray | None
 
     @classmethod
-    def of(cls, lm: LanguageModel, clean: Prompts, corrupt: Prompts, position_map: Any, mode: str, bos: str | bool) -> "_Pair":
+    def of(cls, lm: LanguageModel, clean: Prompts, corrupt: Prompts, position_map: Any, mode: str, bos: str | bool) -> "Pair":
         """Pairs the prompts up."""
         good, bad = lm.to_tokens(clean, bos=bos), lm.to_tokens(corrupt, bos=bos)
         a, b = np.asarray(good.lengths), np.asarray(bad.lengths)

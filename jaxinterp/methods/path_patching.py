@@ -19,6 +19,7 @@ that was cut is made up for by others.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from jaxinterp.methods.path_nodes import Ends, receiver_ends, sender_ends
 from jaxinterp.methods.path_streams import Setting
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.tokens import check_ids
-from jaxinterp.runs.measure import Measured, run_cells
+from jaxinterp.runs.measure import Measured, precise, run_cells
 from jaxinterp.runs.program import bucket
 from jaxinterp.runs.results import grid_result
 
@@ -52,6 +53,7 @@ def path_patch(
     mode: Literal["noise", "denoise"] = "noise",
     position: Any = None,
     batch_size: int | None = None,
+    out: str | Path | None = None,
     bos: str | bool = "model",
     precision: str | None = "highest",
 ) -> Any:
@@ -78,6 +80,7 @@ def path_patch(
         mode: "noise" runs clean with paths from corrupt, "denoise" the other way round.
         position: the positions of the path, an int, [n] or [B n]; None is all. A path does not move between positions.
         batch_size: cells run at once; None fits them to memory.
+        out: a folder that keeps finished chunks; the same call goes on from them after a crash or Ctrl-C. Senders are run again.
         bos: as for `run`.
         precision: as for `run`.
 
@@ -118,11 +121,13 @@ def path_patch(
     setting = Setting(config, through, norm == "freeze", precision)
     positions = path_positions(base, other, list(metrics.values()), config, targets, position)
     paths = Paths(lm, base, other, positions, sources, setting, shared)
-    values = np.full((len(metrics), len(targets.sets), len(sources.sets), base.ids.shape[0]), np.nan, np.float32)
+    values = np.full((len(metrics), len(targets.sets), len(sources.sets), base.ids.shape[0]), np.nan, precise(lm))
     found: dict[str, Measured] = {}
-    for group in _batches(paths.cells(targets)):
-        edits = [cell.edits for cell in group]
-        found = run_cells(lm, base, other, edits, metrics, batch_size=batch_size, precision=precision, title="patching paths")
+    for piece, group in enumerate(_batches(paths.cells(targets))):
+        found = run_cells(
+            lm, base, other, [cell.edits for cell in group], metrics, batch_size=batch_size, precision=precision,
+            out=None if out is None else Path(out) / f"paths {piece + 1}", title="patching paths",
+        )  # fmt: skip
         for number, measured in enumerate(found.values()):
             values[number, [cell.receiver for cell in group], [cell.sender for cell in group]] = measured.values
     if not found:
@@ -130,7 +135,7 @@ def path_patch(
     axes = (*targets.axes, *sources.axes)
     how = (("method", "path_patch"), *((name, given[name]) for name in ("through", "norm", "kv")), ("bos", good.bos))
     results = {
-        name: grid_result(grid.reshape(-1, grid.shape[-1]), measured.base, measured.other, axes, mode, (*how, measured.how[-1]))
+        name: grid_result(grid.reshape(-1, grid.shape[-1]), measured.base, measured.other, axes, mode, (*how, *measured.how[1:]))
         for grid, (name, measured) in zip(values, found.items(), strict=True)
     }
     return results if isinstance(metric, Mapping) else results[""]

@@ -25,19 +25,25 @@ test coarser hypotheses beside it.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.positions import position_table, role_positions
 from jaxinterp.model import edits as edit_makers
 from jaxinterp.model.edits import Edit, check_edits
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.sites import SITES, check_site
 from jaxinterp.model.tokens import Tokens
 from jaxinterp.model.trace import Trace
+from jaxinterp.runs.kept import Kept, code_of, digest_of
+from jaxinterp.runs.measure import precise
+from jaxinterp.runs.progress import Progress
+from jaxinterp.runs.provenance import record
 from jaxinterp.runs.run import run
 
 BATCH = 32  # samples run at once
@@ -52,9 +58,10 @@ class ScrubNode:
         site: the site, "z", "mlp_out", "q" ...
         feature: [N] labels, one an input: the activation may be taken from any input of the same label. Numbers or strings.
         layer: the layer; None at "embed".
-        head: int or [n], or None for all; also `neuron`, and `position` (an int or [n], the same in every input).
-        position: see `head`.
-        neuron: see `head`.
+        head: int or [n], or None for all.
+        position: an int or [n], the same in every input; [N n], those of each input, or {role: [N]}: the activation at an input's
+            own positions is then written at those of the input that is run. None for all.
+        neuron: as `head`.
         children: what it is computed from; none: it is taken whole from an input with the feature.
         name: for messages and results; by default the site, layer and head.
     """
@@ -150,6 +157,7 @@ def causal_scrubbing(
     seed: int = 0,
     edits: Sequence[Edit] = (),
     batch_size: int | None = None,
+    out: str | Path | None = None,
     bos: str | bool = "model",
     precision: str | None = "highest",
 ) -> ScrubResult:
@@ -164,6 +172,7 @@ def causal_scrubbing(
         seed: of all samples.
         edits: act in every run.
         batch_size: samples run at once; None is 32.
+        out: a folder that keeps finished batches; the same call goes on from them after a crash or Ctrl-C.
         bos: as for `run`.
         precision: as for `run`.
 
@@ -171,8 +180,9 @@ def causal_scrubbing(
         A ScrubResult: `.scrubbed`, `.intact`, `.random` [S] and `.recovered`.
 
     Raises:
-        InputError: inputs of different lengths, features without a label for each input, nodes that the model lacks, a child
-            that does not come before its parent, or nodes of one parent that overlap in name.
+        InputError: inputs of different lengths, features without a label for each input, nodes that the model lacks, positions
+            that an input lacks or names twice, a child that does not come before its parent, nodes of one parent that overlap in
+            name, or a folder that holds something else.
 
     Example:
         >>> mover = ji.ScrubNode("z", feature=answers, layer=23, head=3, position=-1)
@@ -184,7 +194,10 @@ def causal_scrubbing(
         raise InputError(f"causal_scrubbing(): inputs must align token by token; they have {lengths.min()} to {lengths.max()} tokens.")
     if draws < 1 or count < 2:
         raise InputError(f"causal_scrubbing(): there are {count} inputs and draws is {draws}; expected at least 2 and 1.")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"causal_scrubbing(): batch_size is {batch_size}; expected at least 1 sample, or None.")
     bound = metric if metric.bound else metric.bind(lm, tokens)
+    hypothesis = _placed(hypothesis, tokens)
     _check(hypothesis, None, lm, tokens, "output")
     check_edits(edits, lm.config, tokens)
     random = np.random.default_rng(seed)
@@ -192,21 +205,44 @@ def causal_scrubbing(
     tree = _draw(None, "output", references, count, hypothesis, random)
     other = random.integers(0, count, len(references))
     runs = _Runs(lm, tokens, tuple(edits), precision)
-    size = min(batch_size or BATCH, len(references))
-    out: list[list[np.ndarray]] = [[], [], []]
-    for begin in range(0, len(references), size):
-        rows = np.arange(begin, min(begin + size, len(references)))
-        filled = np.resize(rows, size)  # the last batch has the others' shape, and so their programs
-        judge = _judge(bound, references[filled], count)
-        traces = [runs.output(tree.rows(filled), judge.sites), *(runs.plain(x[filled], judge.sites) for x in (references, other))]
-        for values, trace in zip(out, traces, strict=True):
-            judged = dataclasses.replace(trace, padded_tokens=traces[1].padded_tokens)  # of the reference inputs, in every run
-            values.append(np.asarray(judge(judged))[: len(rows)])
-    scrubbed, intact, baseline = (np.concatenate(values) for values in out)
+    kept = None if out is None else Kept(out, _digest(runs, tree, other, bound))
+    scrubbed, intact, baseline = _measured(runs, tree, other, bound, batch_size or BATCH, kept)
     nodes = tree.below()
     how = (("nodes", str(len(nodes) - 1)), ("seed", str(seed)), ("draws", str(draws)), ("bos", tokens.bos))
+    how = (*how, *record(lm, tokens, bound, edits=edits))
     inputs, others = {node.path: node.x for node in nodes[1:]}, {node.path: node.y for node in nodes if node.children or node.node is None}
     return ScrubResult(scrubbed, intact, baseline, references, inputs, others, how)
+
+
+def _measured(runs: "_Runs", tree: "_Drawn", other: np.ndarray, metric: Any, size: int, kept: Kept | None) -> np.ndarray:
+    """[3 S]: the metric of every sample scrubbed, intact and on an independent input, batch by batch."""
+    references, count = tree.x, runs.count
+    values, done = np.full((3, len(references)), np.nan, precise(runs.setting[0])), np.zeros(len(references), bool)
+    for part in kept.read() if kept else ():
+        values[:, part["samples"]], done[part["samples"]] = part["values"], True
+    waiting, size = np.flatnonzero(~done), min(size, len(references))
+    with Progress("scrubbing", len(references), "samples") as progress:
+        progress.advance(int(done.sum()))
+        for begin in range(0, len(waiting), size):
+            rows = waiting[begin : begin + size]
+            filled = np.resize(rows, size)  # the last batch has the others' shape, and so their programs
+            judge = _judge(metric, references[filled], count)
+            traces = [runs.output(tree.rows(filled), judge.sites), *(runs.plain(x[filled], judge.sites) for x in (references, other))]
+            judged = [dataclasses.replace(trace, padded_tokens=traces[1].padded_tokens) for trace in traces]  # of the reference inputs
+            values[:, rows] = np.stack([np.asarray(judge(trace))[: len(rows)] for trace in judged])
+            if kept is not None:
+                kept.write({"samples": rows, "values": values[:, rows]}, int(rows.min()))
+            progress.advance(len(rows))
+    return values
+
+
+def _digest(runs: "_Runs", tree: "_Drawn", other: np.ndarray, metric: Any) -> str:
+    """A hash of everything that decides the samples' values."""
+    lm, tokens, edits, precision = runs.setting
+    nodes = [(node.path, None if node.node is None else node.node.site) for node in tree.below()]
+    functions = [code_of(function) for function in (getattr(metric, "function", None), *(edit.function for edit in edits))]
+    drawn = [(node.x, node.y, {} if node.node is None else node.node.selection) for node in tree.below()]
+    return digest_of(lm.params, (tokens.arrays_only(), metric, edits, drawn, other), repr((nodes, functions, lm.config, precision)))
 
 
 def _draw(
@@ -233,6 +269,16 @@ class _Runs:
     def __init__(self, lm: LanguageModel, tokens: Tokens, edits: tuple[Edit, ...], precision: str | None) -> None:
         self._lm, self._tokens, self._edits, self._precision = lm, tokens, edits, precision
 
+    @property
+    def setting(self) -> tuple[LanguageModel, Tokens, tuple[Edit, ...], str | None]:
+        """What every run shares."""
+        return self._lm, self._tokens, self._edits, self._precision
+
+    @property
+    def count(self) -> int:
+        """Inputs of the data set."""
+        return self._tokens.ids.shape[0]
+
     def plain(self, rows: np.ndarray, sites: Any = (), edits: Sequence[Edit] = ()) -> Trace:
         """The model on some inputs, in their order."""
         types = None if self._tokens.types is None else np.asarray(self._tokens.types)[rows]
@@ -257,8 +303,18 @@ class _Runs:
         live = {name: _live(name, drawn.node, config.n_layers) for name in ("attn_in", "mlp_in") if not SITES[name].absent(config)}
         intact = self.plain(drawn.y, tuple(live))
         held = [edit_makers.replace(name, intact[name], where=~rows[:, None, None]) for name, rows in live.items()]
-        children = [edit_makers.replace(c.node.site, self.value(c), **c.node.selection) for c in drawn.children if c.node is not None]
-        return [*held, *children]
+        return [*held, *(self._written(child, drawn.y) for child in drawn.children)]
+
+    def _written(self, child: _Drawn, run: np.ndarray) -> Edit:
+        """A child's activation in the run on the inputs `run`; where positions are each input's own, moved from its to theirs."""
+        node, value = child.node, self.value(child)
+        assert node is not None
+        if np.ndim(node.position) < 2:
+            return edit_makers.replace(node.site, value, **node.selection)
+        came, goes, rows = node.position[child.y if child.children else child.x], node.position[run], np.arange(len(run))[:, None]
+        moved = np.array(value)
+        moved[rows, goes] = np.asarray(value)[rows, came]
+        return edit_makers.replace(node.site, moved, **node.selection | {"position": goes})
 
 
 def _live(name: str, node: ScrubNode | None, depth: int) -> np.ndarray:
@@ -268,6 +324,22 @@ def _live(name: str, node: ScrubNode | None, depth: int) -> np.ndarray:
     layers, place = np.arange(depth), ORDER.index(node.site)
     begin, end = ("attn_in", "attn_out") if name == "attn_in" else ("mlp_in", "mlp_out")
     return (layers == node.layer) & (ORDER.index(begin) <= place <= ORDER.index(end))
+
+
+def _placed(nodes: Sequence[ScrubNode], tokens: Tokens) -> tuple[ScrubNode, ...]:
+    """Nodes whose positions, where each input has its own, are an array [N n]."""
+    out = []
+    for node in nodes:
+        what, position = f"causal_scrubbing(): positions of node {node.label!r}", node.position
+        if isinstance(position, Mapping):
+            position = np.stack(list(role_positions(position, tokens, what).values()), axis=1)
+        elif np.ndim(position) > 1 if not isinstance(position, list | tuple) else any(np.ndim(row) for row in position):
+            position = position_table(position, tokens, what)
+        for number, row in enumerate(position if isinstance(position, np.ndarray) and position.ndim == 2 else ()):
+            if len(set(row.tolist())) < len(row):
+                raise InputError(f"{what}: input {number} has {row.tolist()}; expected as many different ones in every input.")
+        out.append(dataclasses.replace(node, position=position, children=_placed(node.children, tokens)))
+    return tuple(out)
 
 
 def _check(nodes: Sequence[ScrubNode], parent: ScrubNode | None, lm: LanguageModel, tokens: Tokens, path: str) -> None:
@@ -282,8 +354,8 @@ def _check(nodes: Sequence[ScrubNode], parent: ScrubNode | None, lm: LanguageMod
             raise InputError(f"{what}: expected a layer at sites of a block, and none at the embedding; got layer={node.layer}.")
         if np.shape(node.feature) != (count,):
             raise InputError(f"{what}: feature has shape {list(np.shape(node.feature))}; expected a label for each of the {count} inputs.")
-        if any(np.ndim(index) > 1 for index in node.selection.values()):
-            raise InputError(f"{what}: inputs align, so heads, neurons and positions are an int or [n].")
+        if any(np.ndim(index) > 1 for name, index in node.selection.items() if name != "position"):
+            raise InputError(f"{what}: heads and neurons are an int or [n], the same in every input.")
         if parent is not None and node.order >= parent.order:
             raise InputError(f"{what}: it is not computed before its parent.")
         if names.count(node.label) > 1:

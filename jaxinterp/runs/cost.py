@@ -43,6 +43,11 @@ class Cost:
         above = np.append(np.cumsum(layer_operations(self.lm.config)[::-1])[::-1], 0)
         return tokens * above[np.minimum(start, len(above) - 1)]
 
+    @property
+    def base_operations(self) -> float:
+        """Operations of the runs that every chunk repeats."""
+        return float(self.runs * self.base.ids.size * layer_operations(self.lm.config).sum())
+
     def bytes(self, cells: int, tokens: int) -> int:
         """Bytes beyond the weights of a chunk of so many cells that change so many tokens.
 

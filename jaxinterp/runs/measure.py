@@ -24,6 +24,7 @@ from jaxinterp.runs.layout import Reach, lay_out, tokens_of
 from jaxinterp.runs.plan import free_memory
 from jaxinterp.runs.program import bucket
 from jaxinterp.runs.progress import Progress
+from jaxinterp.runs.provenance import record
 from jaxinterp.runs.run import pad_edit
 
 BLOCKS = {"cpu": (32, 64, 128)}
@@ -38,6 +39,9 @@ BUDGET = 1 << 30
 WORK = {"cpu": 1e12}
 """Operations of a chunk, by platform, so that progress is seen and kept every few seconds; 1e15 elsewhere."""
 
+ABOVE_BASE = 64
+"""A chunk is not cut below so many times the base runs, which every chunk repeats, as far as memory allows."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -47,7 +51,7 @@ class Measured:
         values: [C B]; NaN where a prompt does not have the position that a cell edits.
         base: [B], of the base run.
         other: [B], of the other run, or None.
-        how: how it was made.
+        how: how it was made: cells, packed or whole runs, and what `runs.provenance.record` says.
     """
 
     values: np.ndarray
@@ -100,7 +104,7 @@ def run_cells(
         raise InputError(f"batch_size is {batch_size}; expected at least 1 cell, or None.")
     job = _prepare(lm, base, other, cells, metric, same_until, align, edits, other_edits, precision)
     shape = (len(job.metrics), len(cells), base.ids.shape[0])
-    values, done = np.full(shape, np.nan, np.float32), np.zeros(len(cells), bool)
+    values, done = np.full(shape, np.nan, precise(lm)), np.zeros(len(cells), bool)
     kept = None if out is None else Kept(out, job.digest())
     sides: dict[str, np.ndarray] = {}
     for part in kept.read() if kept else ():
@@ -116,10 +120,17 @@ def run_cells(
             progress.advance(len(part["cells"]))
     values[:, _beyond(cells, np.asarray(job.base.lengths))] = np.nan
     how = (("cells", str(len(cells))), ("run", "packed" if job.columns is not None else "whole runs"))
+    made = functools.partial(record, lm, base, other=other, edits=edits, other_edits=other_edits, align=align)
     measured = [
-        Measured(values[i], sides["base"][i], sides["other"][i] if "other" in sides else None, how) for i in range(len(job.metrics))
+        Measured(values[i], sides["base"][i], sides["other"][i] if "other" in sides else None, (*how, *made(metric=each)))
+        for i, each in enumerate(job.metrics)
     ]
     return dict(zip(metric, measured, strict=True)) if isinstance(metric, Mapping) else measured[0]
+
+
+def precise(lm: LanguageModel) -> Any:
+    """The type in which a metric of a model is kept: float64 where the weights are, else float32."""
+    return np.float64 if jax.tree.leaves(lm.params)[0].dtype.itemsize > 4 else np.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +182,8 @@ class _Job:
             operations = np.cumsum(cost.operations(tokens, self.found.start[order]))
             free, _ = free_memory()
             budget = min(BUDGET, (free or BUDGET * 3) // 3)
-            pieces = max(1, int(np.ceil(operations[-1] / WORK.get(platform, 1e15))))
+            work = max(WORK.get(platform, 1e15), ABOVE_BASE * cost.base_operations)
+            pieces = max(1, int(np.ceil(operations[-1] / work)))
             while pieces < len(order) and cost.bytes(-(-len(order) // pieces), int(tokens.sum()) // pieces) > budget:
                 pieces = pieces + -(-pieces // 4)
             batch_size = -(-len(order) // pieces)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxinterp.errors import InputError
+from jaxinterp.runs.provenance import RECORD
 from jaxinterp.runs.statistics import Statistics, statistics
 
 
@@ -33,7 +34,7 @@ class GridResult:
         corrupt: [B], that of the corrupt run, or None.
         axes: (name, labels) of each axis.
         mode: "denoise", "noise" or "sweep".
-        how: how it was made: site, BOS, packed or whole runs.
+        how: how it was made: site, BOS, packed or whole runs; fingerprints of weights, prompts, base edits and metric; versions.
         tokens: token strings of the first prompt that cells run, for pictures; empty without a tokenizer.
     """
 
@@ -49,7 +50,8 @@ class GridResult:
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(labels)} {name}" for name, labels in self.axes)
-        return f"{type(self).__name__}({shape}, {self.mode}, {', '.join(f'{k}={v}' for k, v in self.how)})"
+        how = ", ".join(f"{name}={value}" for name, value in self.how if name not in RECORD)
+        return f"{type(self).__name__}({shape}, {self.mode}, {how})"
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame with a row for each cell: its coordinates, value and effect."""
@@ -159,6 +161,40 @@ def grid_result(
     span = mean_of(np.where(there, (other - base)[rows], np.nan))
     sides = (other, base) if mode == "denoise" else (base, other)
     return GridResult(mean, change / np.where(span == 0, np.nan, span), per_example, *sides, axes, mode, how, tokens)
+
+
+UNLIKE = {
+    "weights": "they were made with other weights",
+    "bos": "their BOS policies differ",
+    "tokens": "the prompts that were run differ",
+    "other tokens": "the prompts whose values were written differ",
+    "edits": "they were made under other base edits",
+    "other edits": "the base edits of their other runs differ",
+    "metric": "they measure different things",
+}
+"""What is said of two results that differ in an entry of `how`."""
+
+
+def check_comparable(a: Any, b: Any) -> None:
+    """Refuse two results whose numbers do not mean the same thing, such as an estimate and what it estimates.
+
+    Args:
+        a: a result with `how` (see `runs.provenance.record`), `axes` and `mode`.
+        b: another.
+
+    Raises:
+        InputError: weights, prompts, BOS, base edits, metric, mode or axes differ; the first of them.
+    """
+    ours, theirs = dict(a.how), dict(b.how)
+    for name, reason in UNLIKE.items():
+        if ours.get(name) != theirs.get(name):
+            told = " and ".join(f"{how.get(name, 'not said')}" for how in (ours, theirs))
+            raise InputError(f"Two results cannot be compared: {reason} ({name}: {told}).")
+    if a.mode != b.mode:
+        raise InputError(f"Two results cannot be compared: one is {a.mode!r} and the other {b.mode!r}.")
+    if a.axes != b.axes:
+        grids = (" x ".join(f"{name} ({len(labels)})" for name, labels in result.axes) for result in (a, b))
+        raise InputError(f"Two results cannot be compared: their grids differ ({' and '.join(grids)}); give `over` the same indices.")
 
 
 def mean_of(per_example: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Ablation against plain runs, its identities, its reference figures, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import jaxinterp as ji
 from jaxinterp.methods.ablation.layout import product_layout
 from jaxinterp.methods.grid import Axis
 from jaxinterp.model.sites import site_of
+from jaxinterp.runs import measure
 from tests.programs import compiled
 from tests.tiny import CONFIGS, params, prompts
 
@@ -223,16 +225,16 @@ def test_optimal_constants_cost_less_than_means() -> None:
     assert pair.values[0] < 0.9 * np.mean(away(ji.run(lm, tokens, edits=edit)))
 
 
-def test_sequences_of_sets() -> None:
+def test_sequences_of_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = model()
     tokens = prompts(lm.config, (6, 6, 6, 6))
     members = [ji.heads("0.1"), ji.heads("1.2"), ji.heads("2.3")]
     for keep in (False, True):
-        left = ji.leave_one_out(lm, tokens, METRIC, members, keep=keep)
+        left = ji.leave_one_out(lm, tokens, METRIC, members, keep=keep, out=tmp_path / f"left {keep}")
         close(left.clean, without(lm, tokens, "0.1 1.2 2.3", keep))
         close(left.per_example[:, 1], without(lm, tokens, "0.1 2.3", keep))
         close(left.effects, left.values - left.clean.mean())
-    steps = ji.greedy(lm, tokens, METRIC, 3)
+    steps = ji.greedy(lm, tokens, METRIC, 3, out=tmp_path / "steps")
     names = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
     alone = [without(lm, tokens, name).mean() for name in names]
     close(steps.candidates[0], alone)
@@ -241,6 +243,18 @@ def test_sequences_of_sets() -> None:
     close(steps.values, steps.per_example.mean(axis=0))
     kept = ji.greedy(lm, tokens, METRIC, 2, components=members, keep=True, choose="highest")
     close(kept.per_example.T, [without(lm, tokens, " ".join(kept.order[:n]), keep=True) for n in range(3)])
+
+    (tmp_path / "steps" / "step 2" / "cells-000000000.safetensors").unlink()
+    ran, run = [], measure._Job.run
+    monkeypatch.setattr(measure._Job, "run", lambda self, chunk, started: ran.append(len(chunk)) or run(self, chunk, started))
+    again = ji.greedy(lm, tokens, METRIC, 3, out=tmp_path / "steps")
+    assert ran == [12], "one step was lost, and only its cells run again"
+    assert again.order == steps.order
+    np.testing.assert_array_equal(again.candidates, steps.candidates)
+    np.testing.assert_array_equal(ji.leave_one_out(lm, tokens, METRIC, members, keep=True, out=tmp_path / "left True").values, left.values)
+    assert ran == [12]
+    with pytest.raises(ji.InputError, match="another sweep"):
+        ji.greedy(lm, tokens, METRIC, 3, members, out=tmp_path / "steps")
 
 
 @pytest.mark.parametrize(("name", "norm"), [("llama", "freeze"), ("neox", "recompute")])

@@ -179,7 +179,8 @@ def test_a_killed_sweep_goes_on_from_its_finished_chunks(lm: ji.LanguageModel, t
     ran.clear()
     near(ji.patch(lm, clean, corrupt, METRIC, out=folder, edits=base).effects, again.effects)
     assert not ran
-    for other in ({"site": "resid_post", "edits": base}, {"edits": [ji.edits.scale("attn_out", 0.9, layer=0)]}):
+    others: tuple[dict[str, Any], ...] = ({"site": "resid_post", "edits": base}, {"edits": [ji.edits.scale("attn_out", 0.9, layer=0)]})
+    for other in others:
         with pytest.raises(ji.InputError, match="holds chunks of another sweep"):
             ji.patch(lm, clean, corrupt, METRIC, out=folder, **other)
     zeroed = {site: lambda layer, site=site: ji.edits.zero(site, layer=layer) for site in ("attn_out", "mlp_out")}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import jaxinterp as ji
 from jaxinterp.methods.path_patching import path_patch
 from jaxinterp.model.sites import SITES
+from jaxinterp.runs import measure
 from tests.programs import compiled
 from tests.tiny import CONFIGS, params, prompts
 
@@ -81,10 +83,10 @@ def masked(theirs: Any, ours: Any, kept: np.ndarray) -> Any:
     return dataclasses.replace(theirs, padded=padded)
 
 
-def close(got: Any, want: Any, result: Any, what: str = "") -> None:
-    """Equal to 1e-5 of the difference between the runs."""
+def close(got: Any, want: Any, result: Any, what: str = "", terms: int = 1) -> None:
+    """Equal to 1e-5 of the difference between the runs; a sum of `terms` rounded values to that times the root of their number."""
     span = max(abs(float(np.mean(result.clean) - np.mean(result.corrupt))), 1)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * span, err_msg=what)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * span * terms**0.5, err_msg=what)
 
 
 def node(label: str) -> Node:
@@ -160,7 +162,7 @@ def test_where_the_stream_is_read_linearly_effects_add_up(name: str, norm: Any) 
     joint = path_patch(lm, clean, corrupt, METRIC, {"all": parts, "two": "0.1 2.3"}, "logits", norm=norm)
     assert alone.axes[0][1][1] == "0.1" and alone.axes[0][1][11] == "2.3"
     change = alone.per_example - alone.clean[:, None]
-    close(joint.per_example[:, 0], alone.clean + change.sum(axis=1), alone)
+    close(joint.per_example[:, 0], alone.clean + change.sum(axis=1), alone, terms=change.shape[1])
     close(joint.per_example[:, 1], alone.clean + change[:, 1] + change[:, 11], alone)
     if name == "attention":  # nothing between the stream and the logits: the sum is the whole difference
         np.testing.assert_allclose(joint.effects[0], 1, atol=1e-5)
@@ -209,7 +211,7 @@ def test_joint_receivers_change_together() -> None:
     close(result.per_example[:, 1, 1], slowly.path([("head", 1, 2)], [("v", 2, 0)], "direct", False), result)
 
 
-def test_chunks_change_nothing_and_new_data_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing_are_kept_and_new_data_compile_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lm = model("llama")
     clean, corrupt = pair(lm.config)
     whole = path_patch(lm, clean, corrupt, METRIC, "all heads mlps", ("q", "2.1"), through="mlps")
@@ -219,8 +221,17 @@ def test_chunks_change_nothing_and_new_data_compile_nothing(monkeypatch: pytest.
     assert not events
     monkeypatch.setattr("jaxinterp.methods.path_streams.BUDGET", 1)
     monkeypatch.setattr("jaxinterp.methods.path_patching.BUDGET", 1000)
-    parts = path_patch(lm, clean, corrupt, METRIC, "all heads mlps", ("q", "2.1"), through="mlps", batch_size=3)
+    options: dict[str, Any] = {"through": "mlps", "batch_size": 3, "out": tmp_path}
+    parts = path_patch(lm, clean, corrupt, METRIC, "all heads mlps", ("q", "2.1"), **options)
     close(parts.per_example, whole.per_example, whole)
+    ran, run = [], measure._Job.run
+    monkeypatch.setattr(measure._Job, "run", lambda self, chunk, started: ran.append(len(chunk)) or run(self, chunk, started))
+    next(iter((tmp_path / "paths 1").glob("cells-*"))).unlink()
+    again = path_patch(lm, clean, corrupt, METRIC, "all heads mlps", ("q", "2.1"), **options)
+    np.testing.assert_array_equal(again.values, parts.values)
+    assert len(ran) == 1
+    with pytest.raises(ji.InputError, match="another sweep"):
+        path_patch(lm, clean, corrupt, METRIC, "all heads mlps", ("q", "2.2"), **options)
 
 
 @pytest.mark.parametrize(

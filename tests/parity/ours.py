@@ -16,7 +16,7 @@ from jaxinterp.model.tokens import Tokens
 from tests.parity.inputs import Batch
 
 Arrays = dict[str, np.ndarray]
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def load_ours(folder: Path, dtype: str) -> LanguageModel:

@@ -51,7 +51,8 @@ METRIC = ji.metrics.logit_difference(*ANSWERS)
 def test_integrated_gradients(setting: dict[str, Any]) -> None:
     from captum.attr import IntegratedGradients
 
-    for rule, method in (("gauss_legendre", "gausslegendre"), ("riemann", "riemann_middle")):
+    rules: dict[Any, str] = {"gauss_legendre": "gausslegendre", "riemann": "riemann_middle"}
+    for rule, method in rules.items():
         found = ji.attribution.integrated_gradients(
             setting["lm"], setting["ids"], METRIC, baseline=setting["others"], steps=STEPS, spacing="linear", rule=rule
         )

@@ -1,12 +1,17 @@
 """The engine against plain runs: every cell equals `ji.run` with the same edit, whatever is packed, chunked or fallen back."""
 
+import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import jaxinterp as ji
 from jaxinterp.model.sites import site_of
+from jaxinterp.runs import measure
+from jaxinterp.runs.provenance import fingerprint_of_weights, record
+from jaxinterp.runs.results import check_comparable
 from tests.programs import compiled
 from tests.tiny import CONFIGS, params, prompts
 
@@ -102,6 +107,16 @@ def test_chunks_and_new_data_change_no_result_and_compile_nothing() -> None:
     assert not events
 
 
+def test_chunks_are_many_times_the_base_runs_that_each_of_them_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model("llama")
+    cells = [[ji.edits.zero("z", layer=0, head=number % 4, position=0)] for number in range(300)]  # each changes as much as a base run
+    metric = ji.metrics.logit_difference(3, 5)
+    job = measure._prepare(lm, prompts(lm.config, (7,)), None, cells, metric, None, None, (), None, "highest")
+    assert [len(chunk) for chunk in job.chunks(np.arange(300), None)] == [300]
+    monkeypatch.setitem(measure.WORK, "cpu", 1.0)
+    assert [len(chunk) for chunk in job.chunks(np.arange(300), None)] == [60] * 5  # at most 64 would do
+
+
 def test_sweep_runs_any_edits_over_any_coordinates() -> None:
     lm = model("gemma")
     tokens, _ = pair(lm.config)
@@ -168,6 +183,34 @@ def test_results_are_kept_shown_and_saved(tmp_path: Any) -> None:
     assert result.view().kind == "heatmap"
     assert result.save(tmp_path / "grid.safetensors").stat().st_size > 0
     assert site_of("resid_pre", lm.config).per_layer
+
+
+def test_results_say_what_they_were_made_with_and_unlike_ones_refuse_to_be_compared() -> None:
+    lm, other = model("llama"), ji.LanguageModel(params(CONFIGS["llama"], seed=1), CONFIGS["llama"])
+    clean, corrupt = pair(lm.config)
+    result = ji.patch(lm, clean, corrupt, METRIC)
+    padded = dataclasses.replace(result, how=made(lm, corrupt.padded(12), METRIC, other=clean.padded(16)))
+    check_comparable(result, padded)
+    unlike = {
+        "other weights": ji.patch(other, clean, corrupt, METRIC),
+        "prompts that were run": ji.patch(lm, clean, prompts(lm.config, (5, 7), seed=5), METRIC),
+        "values were written": ji.patch(lm, prompts(lm.config, (5, 7), seed=5), corrupt, METRIC),
+        "measure different things": ji.patch(lm, clean, corrupt, ji.metrics.logit_difference([3, 4], [5, 8])),
+        "base edits": dataclasses.replace(result, how=made(lm, corrupt, METRIC, other=clean, edits=[ji.edits.zero("z", layer=1)])),
+        "BOS policies": dataclasses.replace(result, how=(*result.how, ("bos", "none"))),
+        "'denoise' and the other 'noise'": dataclasses.replace(result, mode="noise"),
+        "grids differ": dataclasses.replace(result, axes=(("layer", (0, 1, 2)), ("position", (6, 5, 4, 3, 2, 1, 0)))),
+    }
+    for reason, one in unlike.items():
+        with pytest.raises(ji.InputError, match=reason):
+            check_comparable(result, one)
+    for changed in ("W_O", "W_U", "ln_final"):
+        edited = jax.tree_util.tree_map_with_path(lambda path, w, name=changed: 1.01 * w if name in str(path) else w, lm.params)
+        assert fingerprint_of_weights(edited) != fingerprint_of_weights(lm.params)
+
+
+def made(lm: ji.LanguageModel, tokens: ji.Tokens, metric: Any, **given: Any) -> Any:
+    return (("bos", tokens.bos), *record(lm, tokens, metric.bind(lm, tokens), **given))
 
 
 def test_values_that_span_prompts_fit_any_bucket_and_masks_count_the_layers_that_have_a_site() -> None:

@@ -18,6 +18,7 @@ loss of those, `repair` holds it with the opposite meaning, and is no repair. It
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -72,6 +73,7 @@ def self_repair(
     norm: Literal["freeze", "recompute"] = "freeze",
     components: Sequence[Any] | Mapping[str, Any] | None = None,
     at: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
     **how: Any,
 ) -> Any:
     """The direct and the total effect of ablating every cell of a grid, and their difference.
@@ -86,6 +88,7 @@ def self_repair(
         norm: the final norm in the direct run: the intact run's denominator ("freeze"), or its own ("recompute").
         components: as for `ablate`.
         at: as for `ablate`.
+        out: a folder that keeps finished chunks, as for `ablate`.
         **how: reference, by, groups, seed, draws, edits ... as for `ablate`.
 
     Returns:
@@ -104,9 +107,10 @@ def self_repair(
     setting = prepare(lm, prompts, site, Recipe(kind, **how), "self_repair()")
     layout = lay_out(setting, over, components, False, at or {})
     drawn = draw(setting.recipe, lm, setting.tokens, setting.sites, layout, setting.what)
-    total = measure(setting, layout, drawn, metric, (("effect", "total"),))
-    told = (("effect", f"direct, final norm: {norm}"),)
-    direct = measure(setting, layout, drawn, metric, told, intact_inputs=True, base_edits=_final_norm(setting) if norm == "freeze" else ())
+    folders = (None, None) if out is None else (Path(out) / "total", Path(out) / "direct")
+    total = measure(setting, layout, drawn, metric, (("effect", "total"),), out=folders[0])
+    told, frozen = (("effect", f"direct, final norm: {norm}"),), _final_norm(setting) if norm == "freeze" else ()
+    direct = measure(setting, layout, drawn, metric, told, intact_inputs=True, base_edits=frozen, out=folders[1])
     found = {name: SelfRepair(total[name], direct[name]) for name in total}
     return found if isinstance(metric, Mapping) else found[""]
 

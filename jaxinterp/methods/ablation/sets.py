@@ -7,6 +7,7 @@ components only matter together (each alone seems idle) or back one another up (
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -34,6 +35,7 @@ def leave_one_out(
     *,
     keep: bool = False,
     at: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
     **how: Any,
 ) -> Any:
     """Ablates a whole set but one of its members, for each member in turn.
@@ -48,6 +50,7 @@ def leave_one_out(
         keep: the set is what is kept and the rest of the sites is ablated; each member in turn is ablated as well (the
             minimality test of a circuit).
         at: as for `ablate`.
+        out: a folder that keeps finished chunks, as for `ablate`.
         **how: reference, by, groups, seed, draws, edits ... as for `ablate`.
 
     Returns:
@@ -69,7 +72,7 @@ def leave_one_out(
     fixed = pick(**(at or {}))
     layout = Layout((("left out", ("nothing", *masks)),), tuple(_parts(mask, fixed, keep) for mask in [whole, *rest]))
     drawn = draw(setting.recipe, lm, setting.tokens, setting.sites, layout, setting.what)
-    found = measure(setting, layout, drawn, metric, (("set", "kept" if keep else "ablated"),))
+    found = measure(setting, layout, drawn, metric, (("set", "kept" if keep else "ablated"),), out=out)
     results = {name: _against_first(result, tuple(masks)) for name, result in found.items()}
     return results if isinstance(metric, Mapping) else results[""]
 
@@ -124,6 +127,7 @@ def greedy(
     choose: Literal["lowest", "highest", "closest"] = "lowest",
     keep: bool = False,
     at: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
     **how: Any,
 ) -> GreedyResult:
     """Ablates one component more at each step, the one that changes the metric as asked; or keeps one more.
@@ -140,6 +144,7 @@ def greedy(
             it closest to the intact model's: with it, what matters least is ablated first.
         keep: begin with everything at these sites ablated, and keep one component more at each step.
         at: as for `ablate`.
+        out: a folder that keeps finished chunks, a folder a step in it; the same call, or one of more steps, goes on from them.
         **how: reference, by, groups, seed, draws, edits ... as for `ablate`.
 
     Raises:
@@ -159,7 +164,7 @@ def greedy(
     if not 1 <= steps <= len(masks):
         raise InputError(f"greedy(): steps is {steps}; expected from 1 to the number of components, {len(masks)}.")
     fixed = pick(**(at or {}))
-    search = _Search(setting, masks, fixed, keep, metric)
+    search = _Search(setting, masks, fixed, keep, metric, None if out is None else Path(out))
     return search.run(steps, choose)
 
 
@@ -176,8 +181,10 @@ def _all(setting: Setting) -> Mapping[str, Any]:
 class _Search:
     """The runs of a greedy sequence. What is already ablated acts in the base run, so that a step costs one plain grid."""
 
-    def __init__(self, setting: Setting, masks: dict[str, dict[str, Mask]], fixed: dict[str, Any], keep: bool, metric: Any) -> None:
-        self._setting, self._masks, self._fixed, self._keep, self._metric = setting, masks, fixed, keep, metric
+    def __init__(
+        self, setting: Setting, masks: dict[str, dict[str, Mask]], fixed: dict[str, Any], keep: bool, metric: Any, out: Path | None
+    ) -> None:
+        self._setting, self._masks, self._fixed, self._keep, self._metric, self._out = setting, masks, fixed, keep, metric, out
         cells = tuple(_parts(mask, fixed, False) for mask in masks.values())
         self._alone = Layout((("component", tuple(masks)),), cells)
         self._drawn = draw(setting.recipe, setting.lm, setting.tokens, setting.sites, self._alone, setting.what)
@@ -208,13 +215,14 @@ class _Search:
     def _step(self, chosen: Sequence[str]) -> tuple[AblationResult, np.ndarray, np.ndarray]:
         """Every candidate beside the chosen ones, the run with these alone [B], and the intact one [B]."""
         union = _union([self._masks[label] for label in chosen], self._nothing)
+        out = None if self._out is None else self._out / f"step {len(chosen) + 1}"
         if self._keep:
             parts = [_parts(union, self._fixed, True), *(_parts(_union([union, m]), self._fixed, True) for m in self._masks.values())]
             layout = Layout((("component", ("", *self._masks)),), tuple(parts))
-            found = measure(self._setting, layout, self._drawn, self._metric)[""]
+            found = measure(self._setting, layout, self._drawn, self._metric, out=out)[""]
             rest = dataclasses.replace(found, values=found.values[1:], per_example=found.per_example[:, 1:])
             return rest, found.per_example[:, 0], found.clean
-        found = measure(self._setting, self._alone, self._drawn, self._metric, base=_parts(union, self._fixed, False))[""]
+        found = measure(self._setting, self._alone, self._drawn, self._metric, base=_parts(union, self._fixed, False), out=out)[""]
         return found, found.clean, found.clean
 
 
