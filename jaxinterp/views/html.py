@@ -1,7 +1,7 @@
 """A view as one HTML file that needs nothing else: no network, no script but its own, light and dark.
 
 It works from disk, in a notebook cell and in a sandboxed frame. The page holds the payload as JSON, the style sheet
-`page.css` and the drawing code `page.js` as they stand here; a content security policy forbids everything else.
+`page.css` and the drawing code `page.js` and `plots.js` as they stand here; a content security policy forbids everything else.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxinterp.views.payload import TOKEN_AXES, View
 from jaxinterp.views.tokens import visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-CELL_HEIGHT = {"table": 360, "line": 440, "heatmap": 760, "attention": 640, "highlight": 320, "report": 900}
+CELL_HEIGHT = {"table": 360, "line": 440, "heatmap": 760, "attention": 640, "highlight": 320, "scatter": 600, "report": 900}
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -52,7 +52,7 @@ def page(view: View, *, place: str = "page") -> str:
         css=_asset("page.css"),
         place=place,
         data=embed_json({"view": _shown(view), "palette": palette}),
-        js=_asset("page.js"),
+        js=_asset("page.js") + _asset("plots.js"),
     )
 
 
@@ -78,7 +78,7 @@ def _shown(view: View) -> dict[str, Any]:
 def _with_shown(data: dict[str, Any]) -> dict[str, Any]:
     token_columns = {column["name"] for column in data.get("options", {}).get("columns", ()) if column["kind"] == "token"}
     labels = data.get("labels", {})
-    are_tokens = token_columns | set(TOKEN_AXES)
+    are_tokens = token_columns | set(TOKEN_AXES) | ({"texts"} if data["kind"] == "heatmap" else set())
     data["shown"] = {name: list(map(visible, strings)) if name in are_tokens else strings for name, strings in labels.items()}
     if data.get("tokens"):
         data["shown"]["tokens"] = [visible(token) for token in data["tokens"]]

@@ -1,4 +1,5 @@
-// Draws the view in the JSON block of this page. Nothing is fetched; every string reaches the page as text, never as markup.
+// Draws the view in the JSON block of this page, with the plots of plots.js, which stands below it in the same script.
+// Nothing is fetched; every string reaches the page as text, never as markup.
 "use strict";
 
 const { view: VIEW, palette: PALETTE } = JSON.parse(document.getElementById("view").textContent);
@@ -169,65 +170,8 @@ function drawTable(view, box) {
   box.append(el("table", {}, columns.some(({ name }) => name.trim()) ? el("thead", {}, head) : "", body));
 }
 
-function niceTicks(low, high) {
-  const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
-  const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
-  return [ticks, step];
-}
-
-function drawLine(view, box) {
-  const [count, points] = view.arrays.values.shape, all = view.data.values;
-  const names = axisLabels(view, "series", count), xName = view.arrays.values.axes[1], xs = axisLabels(view, xName, points);
-  const finite = Array.from(all).filter(Number.isFinite);
-  let low = finite.length ? Math.min(...finite) : 0, high = finite.length ? Math.max(...finite) : 1;
-  if (Math.min(Math.abs(low), Math.abs(high)) < 2 * (high - low)) { low = Math.min(low, 0); high = Math.max(high, 0); }
-  if (high <= low) { low -= 1; high += 1; }
-  const pad = 0.06 * (high - low), W = 880, H = 330, left = 46, right = 130, top = 12, bottom = 40;
-  const x = (i) => left + (points > 1 ? i / (points - 1) : 0.5) * (W - left - right);
-  const y = (v) => top + (high + pad - v) / (high - low + 2 * pad) * (H - top - bottom);
-  const hue = (s) => `var(--series-${s % PALETTE.series.light.length})`;
-  const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${view.title}: ${names.join(", ")} by ${xName}` });
-  const [ticks, step] = niceTicks(low - pad, high + pad), decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  for (const tick of ticks) {
-    picture.append(svg("line", { x1: left, x2: W - right, y1: y(tick), y2: y(tick), stroke: "var(--line)", "stroke-width": Math.abs(tick) < step / 2 ? 1.6 : 1 }));
-    const text = Math.abs(tick) < step / 2 ? "0" : (tick < 0 ? "−" : low < 0 ? "+" : "") + Math.abs(tick).toFixed(decimals);
-    picture.append(svg("text", { x: left - 9, y: y(tick) + 4, "text-anchor": "end" }, text));
-  }
-  const every = Math.max(1, Math.ceil(points / 16));
-  xs.forEach((name, i) => { if (i % every === 0) picture.append(svg("text", { x: x(i), y: H - bottom + 20, "text-anchor": "middle" }, cut(name, 12))); });
-  picture.append(svg("text", { x: (left + W - right) / 2, y: H - 3, "text-anchor": "middle" }, xName));
-  const guide = svg("line", { y1: top, y2: H - bottom, stroke: "var(--faint)", "stroke-dasharray": "2 3", visibility: "hidden" });
-  picture.append(guide);
-  const ends = [];
-  names.forEach((name, s) => {
-    const row = Array.from(all.subarray(s * points, (s + 1) * points));
-    const path = row.map((v, i) => Number.isFinite(v) ? (i && Number.isFinite(row[i - 1]) ? "L" : "M") + x(i).toFixed(1) + " " + y(v).toFixed(1) : "").join("");
-    picture.append(svg("path", { d: path, fill: "none", stroke: hue(s), "stroke-width": 2.2, "stroke-linejoin": "round", "stroke-linecap": "round" }));
-    if (points <= 64) row.forEach((v, i) => { if (Number.isFinite(v)) picture.append(svg("circle", { cx: x(i), cy: y(v), r: 2.6, fill: hue(s) })); });
-    const last = row.findLastIndex(Number.isFinite);
-    if (last >= 0) ends.push({ s, name, value: row[last], at: y(row[last]) });
-  });
-  ends.sort((a, b) => a.at - b.at).forEach((end, i) => {
-    end.label = i ? Math.max(end.at, ends[i - 1].label + 17) : end.at;
-    const text = svg("text", { x: W - right + 12, y: end.label + 4, style: `fill: ${hue(end.s)}; font-weight: 600; font-size: 13px` }, `${cut(end.name, 12)} ${number(end.value, low < 0 ? "signed" : "number")}`);
-    picture.append(text);
-  });
-  hover(picture, (event) => {
-    const frame = picture.getBoundingClientRect(), px = (event.clientX - frame.left) / frame.width * W;
-    const i = Math.round((px - left) / (W - left - right) * (points - 1));
-    guide.setAttribute("visibility", i >= 0 && i < points ? "visible" : "hidden");
-    if (i < 0 || i >= points) return "";
-    guide.setAttribute("x1", x(i)); guide.setAttribute("x2", x(i));
-    return `${xName} ${xs[i]}\n` + names.map((name, s) => `${name} ${number(all[s * points + i], "signed")}`).join("\n");
-  });
-  picture.addEventListener("pointerleave", () => guide.setAttribute("visibility", "hidden"));
-  box.append(picture);
-}
-
 // A grid of coloured cells with row and column names; used by heatmaps and by one head's attention pattern.
-function grid({ values, rows, columns, axes, scale, cell, numbers, mono, label, tipText }) {
+function grid({ values, rows, columns, axes, scale, cell, numbers, texts, mono, label, tipText }) {
   const font = mono ? MONO : SANS, longest = (names) => Math.max(0, ...names.map((name) => cut(name, 14).length));
   const left = Math.min(120, 14 + longest(rows) * 7), top = longest(columns) > 3 ? 10 + longest(columns) * 5.4 : 22;
   const slanted = longest(columns) > 3, [cw, ch] = cell;
@@ -251,7 +195,8 @@ function grid({ values, rows, columns, axes, scale, cell, numbers, mono, label, 
       context.restore();
     });
     context.textAlign = "center";
-    context.font = `11px ${SANS}`;
+    context.font = `11px ${texts ? MONO : SANS}`;
+    const room = texts ? Math.floor((cw - 4) / context.measureText("0").width) : 0;
     const gap = Math.min(cw, ch) > 9 ? 1 : 0;
     for (let i = 0; i < rows.length; i++) for (let j = 0; j < columns.length; j++) {
       const value = values[i * columns.length + j];
@@ -259,7 +204,10 @@ function grid({ values, rows, columns, axes, scale, cell, numbers, mono, label, 
       const colour = colourAt((value - scale.low) / span, scale.kind);
       context.fillStyle = css(colour);
       context.fillRect(left + j * cw, top + i * ch, cw - gap, ch - gap);
-      if (numbers) {
+      if (texts) {
+        context.fillStyle = readableOn(colour);
+        context.fillText(cut(texts(i, j), room), left + (j + 0.5) * cw, top + (i + 0.5) * ch);
+      } else if (numbers) {
         context.fillStyle = readableOn(colour);
         context.globalAlpha = Math.abs(value) < 0.08 * Math.max(Math.abs(scale.low), Math.abs(scale.high)) ? 0.45 : 1;
         context.fillText(cellNumber(value, 2, signed), left + (j + 0.5) * cw, top + (i + 0.5) * ch);
@@ -278,13 +226,16 @@ function drawHeatmap(view, box) {
   const { shape, axes } = view.arrays.values, scale = view.options.scale, values = view.data.values;
   const rows = axisLabels(view, axes[0], shape[0]), columns = axisLabels(view, axes[1], shape[1]);
   const room = Math.min(box.clientWidth || 880, 960) - 130;
-  const cw = Math.max(4, Math.min(58, Math.floor(room / shape[1]))), ch = Math.max(4, Math.min(21, Math.floor(900 / shape[0])));
+  const words = view.shown.texts, textAt = (i, j) => words[view.data.texts[i * shape[1] + j]] || "";
+  const least = words && shape[1] <= 40 ? 52 : 4;   // texts may make the grid wider than the page, which then scrolls
+  const cw = Math.max(least, Math.min(58, Math.floor(room / shape[1]))), ch = Math.max(4, Math.min(21, Math.floor(900 / shape[0])));
   const style = scale.kind === "diverging" ? "signed" : "number", most = Math.max(Math.abs(scale.low), Math.abs(scale.high));
   const node = grid({
     values, rows, columns, axes, scale, cell: [cw, ch], numbers: cw >= 40 && ch >= 15 && most < 1000 && most >= 0.1,
+    texts: words && cw >= 40 && ch >= 15 ? textAt : null,
     mono: axes.some((axis) => view.shown.tokens && ["position", "query", "key"].includes(axis)),
     label: `${view.title}: ${axes[0]} by ${axes[1]}`,
-    tipText: (i, j, value) => `${axes[0]} ${rows[i]}, ${axes[1]} ${columns[j]}\n${number(value, style)}`,
+    tipText: (i, j, value) => `${axes[0]} ${rows[i]}, ${axes[1]} ${columns[j]}\n${words ? `${textAt(i, j)}  ` : ""}${number(value, style)}`,
   });
   box.append(el("div", { class: "hint" }, `rows ${axes[0]}, columns ${axes[1]}`), el("div", { class: "scroll" }, node),
     legend(scale.kind, number(scale.low, style), number(scale.high, style)));
@@ -387,7 +338,7 @@ function drawHighlight(view, box) {
   scores.forEach((score, p) => {
     const there = Number.isFinite(score), word = el("span", { class: "word" }, ...tokenNodes(tokens[p]));
     redraws.push(() => {
-      const colour = colourAt((score - scale.low) / (scale.high - scale.low), scale.kind);
+      const colour = there ? colourAt((score - scale.low) / (scale.high - scale.low), scale.kind) : null;
       word.style.background = there ? css(colour) : "none";
       word.style.color = there ? readableOn(colour) : "";
     });
@@ -399,7 +350,7 @@ function drawHighlight(view, box) {
 }
 
 const DRAW = {
-  table: drawTable, line: drawLine, heatmap: drawHeatmap, attention: drawAttention, highlight: drawHighlight,
+  table: drawTable, line: drawLine, heatmap: drawHeatmap, attention: drawAttention, highlight: drawHighlight, scatter: drawScatter,
 };
 
 // ---- the page

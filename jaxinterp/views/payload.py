@@ -7,9 +7,10 @@ looked at (attention patterns) in 8 bits with their scale beside them.
     kind        arrays                                          what it shows
     table       one [row] array a column of numbers             rows, such as the most likely next tokens
     line        values [series, x]                              one value a layer, several series
-    heatmap     values [row, column]                            a grid on a diverging or sequential scale
+    heatmap     values [row, column], texts [row, column]       a grid on a diverging or sequential scale
     attention   pattern [head, key] or [layer, head, query, key]  where heads look
     highlight   scores [position]                               a prompt, each token coloured by its score
+    scatter     x [point], y [point]                            points, with the lines y = x and of a fit
     report      none                                            sections with headings, text and views
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from jaxinterp.errors import InputError
 from jaxinterp.views.arrays import decode_array, encode_array
 
-Kind = Literal["table", "line", "heatmap", "attention", "highlight", "report"]
+Kind = Literal["table", "line", "heatmap", "attention", "highlight", "scatter", "report"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SCHEMA = 1
 TOKEN_AXES = ("position", "query", "key")
@@ -42,7 +43,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """A picture as data. Make one with `table`, `line`, `heatmap`, `attention`, `highlight` or `report`.
+    """A picture as data. Make one with `table`, `line`, `heatmap`, `attention`, `highlight`, `scatter` or `report`.
 
     Attributes:
         kind: which picture.
@@ -52,7 +53,7 @@ class View:
         labels: for an axis (or a column of strings in a table), the string at each index.
         tokens: the prompt's token strings; axes called position, query or key without labels of their own read them.
         normalisation: what one number is, in one sentence.
-        options: small settings that renderers read: the colour scale, columns, reference lines.
+        options: small settings that renderers read: the colour scale, columns, where axes end, reference lines.
         quantised: arrays that JSON may hold in 8 bits.
         provenance: how it was made: model, prompt, versions.
         sections: of a report, its parts in order.
@@ -87,6 +88,11 @@ class View:
             if axis in self.axes[name]:
                 return tuple(map(str, range(array.shape[self.axes[name].index(axis)])))
         return ()
+
+    def cell_texts(self) -> list[list[str]]:
+        """The text of each cell of a heat-map, [row][column], empty where a cell has none; no rows where no cell has any."""
+        names = (*self.labels.get("texts", ()), "")  # -1 is no text
+        return [[names[code] for code in row] for row in self.arrays["texts"].tolist()] if "texts" in self.arrays else []
 
     def to_json(self, *, quantise: bool = True) -> str:
         """The payload as JSON text; `quantise=False` keeps every array exact."""
@@ -181,6 +187,7 @@ def heatmap(
     labels: Mapping[str, Sequence[str]] | None = None,
     scale: Literal["diverging", "sequential"] = "diverging",
     limits: tuple[float, float] | None = None,
+    texts: Sequence[Sequence[str]] | np.ndarray | None = None,
     normalisation: str = "",
     **about: Any,
 ) -> View:
@@ -193,6 +200,8 @@ def heatmap(
         labels: strings along an axis; indices (or tokens, for position, query and key) where absent.
         scale: "diverging" is symmetric around zero, "sequential" goes from low to high.
         limits: where the colours end; from the values if None.
+        texts: [row, column], a word for each cell, such as its likeliest token, which stands in the cell instead of the number
+            where there is room; "" for none. Each different word is kept once.
         normalisation: what one number is.
         about: `tokens`, `provenance`.
     """
@@ -202,8 +211,14 @@ def heatmap(
     low, high = limits or _limits(values, scale)
     options = {"scale": {"kind": scale, "low": low, "high": high}}
     strings = {axis: tuple(map(str, names)) for axis, names in (labels or {}).items()}
+    arrays = {"values": values}
+    if texts is not None:
+        words = [[str(word) for word in row] for row in texts]
+        strings["texts"] = tuple(dict.fromkeys(word for row in words for word in row if word))
+        code = {"": -1} | {word: i for i, word in enumerate(strings["texts"])}
+        arrays["texts"] = np.asarray([[code[word] for word in row] for row in words], np.int32)
     return View(
-        "heatmap", title, {"values": values}, {"values": tuple(axes)}, strings, normalisation=normalisation, options=options, **about
+        "heatmap", title, arrays, dict.fromkeys(arrays, tuple(axes)), strings, normalisation=normalisation, options=options, **about
     )
 
 
@@ -273,9 +288,59 @@ def highlight(
     return View("highlight", title, {"scores": scores}, {"scores": ("position",)}, {}, tuple(tokens), normalisation, options, **about)
 
 
+def scatter(
+    title: str,
+    x: np.ndarray | Sequence[float],
+    y: np.ndarray | Sequence[float],
+    *,
+    names: tuple[str, str] = ("x", "y"),
+    labels: Sequence[str] = (),
+    identity: bool = True,
+    line: tuple[float, float] | None = None,
+    normalisation: str = "",
+    **about: Any,
+) -> View:
+    """Points, such as estimates against exact values.
+
+    Args:
+        title: a few words.
+        x: [point], NaN is left out.
+        y: [point], likewise.
+        names: what x and y are.
+        labels: the name of each point; indices where empty.
+        identity: draws y = x, and both axes end at the same values unless one is over four times as wide.
+        line: (slope, intercept) of a line to draw, such as a fit.
+        normalisation: what one point is.
+        about: `provenance`.
+
+    Example:
+        >>> scatter("Estimates", [0.1, 0.9], [0.2, 0.8], names=("estimate", "exact"), labels=["0.1", "0.2"], line=(0.75, 0.125))
+        View(scatter: 'Estimates', x [2], y [2])
+    """
+    arrays = {"x": np.asarray(x, np.float32), "y": np.asarray(y, np.float32)}
+    if line is not None and not np.isfinite(line).all():
+        raise InputError(f"A scatter's line is a finite slope and intercept, or None; got {line}.")
+    ends = {axis: _ends(values) for axis, values in arrays.items()}
+    widths = [high - low for low, high in ends.values()]
+    if identity and max(widths) <= 4 * min(widths):
+        lows, highs = zip(*ends.values(), strict=True)
+        ends = {axis: [min(lows), max(highs)] for axis in ends}
+    options = {"names": list(names), "ends": ends, "identity": identity, "line": None if line is None else [float(part) for part in line]}
+    strings = {"point": tuple(map(str, labels))} if len(labels) else {}
+    return View("scatter", title, arrays, dict.fromkeys(arrays, ("point",)), strings, (), normalisation, options, **about)
+
+
 def report(title: str, sections: Sequence[Section], **about: Any) -> View:
     """Views under headings, in order; `about` may give `provenance`."""
     return View("report", title, sections=tuple(sections), **about)
+
+
+def _ends(values: np.ndarray) -> list[float]:
+    """Where an axis ends: a little beyond its points."""
+    finite = values[np.isfinite(values)].astype(float)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return [low - room, high + room]
 
 
 def _limits(values: np.ndarray, scale: str) -> tuple[float, float]:
@@ -294,13 +359,22 @@ def _check(view: View) -> None:
     """Refuse a view whose parts do not fit together."""
     if view.kind not in KINDS:
         raise InputError(f"A view's kind is one of {', '.join(KINDS)}, not {view.kind!r}.")
+    sizes: dict[str, int] = {}
     for name, array in view.arrays.items():
         if name not in view.axes or len(view.axes[name]) != array.ndim:
             raise InputError(f"View {view.title!r}: array {name!r} has shape {list(array.shape)} and axes {list(view.axes.get(name, ()))}.")
         for axis, size in zip(view.axes[name], array.shape, strict=True):
+            if view.kind != "table" and sizes.setdefault(axis, size) != size:
+                raise InputError(
+                    f"View {view.title!r}: axis {axis!r} of {name!r} has {size} entries where another array has {sizes[axis]}."
+                )
             strings = view.labels.get(axis, view.tokens if axis in TOKEN_AXES else ())
             if strings and len(strings) != size:
                 raise InputError(f"View {view.title!r}: axis {axis!r} of {name!r} has {size} entries and {len(strings)} labels.")
+    codes = view.arrays.get("texts", np.zeros(0)) if view.kind == "heatmap" else np.zeros(0)
+    words = len(view.labels.get("texts", ()))
+    if codes.size and not -1 <= codes.min() <= codes.max() < words:
+        raise InputError(f"View {view.title!r}: cells have texts {codes.min()} to {codes.max()}; expected -1 (none) to {words - 1}.")
     columns = [*view.arrays.values(), *view.labels.values()] if view.kind == "table" else []
     rows = {len(column) for column in columns}
     if len(rows) > 1:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDTH = 9.5  # inches
 MARGIN = 0.35
 CHARACTER = 0.079  # width in inches of one character of the token rows
+SMALL_CHARACTER = 0.057  # of one character inside a cell
 LINE = "#e4e7ec"
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
@@ -98,6 +99,7 @@ def _row(views: tuple[View, ...]) -> Block:
         "heatmap": (_heatmap_size, _heatmap),
         "attention": (_attention_size, _attention),
         "highlight": (_highlight_size, _highlight),
+        "scatter": (_scatter_size, _scatter),
     }
     each = (WIDTH - 2 * MARGIN) / len(views)
     sizes = [kinds[view.kind][0](view, each - 0.3 * (len(views) > 1)) for view in views]
@@ -192,6 +194,27 @@ def _line(view: View, axes: "Axes") -> None:
         axes.axhline(0, color="#c3c8d1", linewidth=1, zorder=0)
 
 
+def _scatter_size(view: View, room: float) -> _Size:
+    return _Size(min(room - 0.6, 5.4), 3.8, left=0.6, below=0.45)
+
+
+def _scatter(view: View, axes: "Axes") -> None:
+    options, x, y = view.options, view.arrays["x"], view.arrays["y"]
+    axes.set(xlim=options["ends"]["x"], ylim=options["ends"]["y"], xlabel=options["names"][0], ylabel=options["names"][1])
+    axes.grid(color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    if options["identity"]:
+        axes.axline((0, 0), slope=1, color=FAINT["light"], linewidth=1.2, linestyle=(0, (4, 3)), label="y = x")
+    axes.scatter(x, y, s=7 if len(x) > 500 else 16, color=SERIES["light"][0], alpha=0.65, linewidths=0, zorder=2)
+    if options["line"]:
+        slope, intercept = options["line"]
+        name = f"y = {number(slope)} x {'−' if intercept < 0 else '+'} {number(abs(intercept))}"
+        axes.axline((0, intercept), slope=slope, color=SERIES["light"][1], linewidth=1.4, label=name)
+    if options["identity"] or options["line"]:
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+    _bare(axes)
+
+
 def _colour_map(kind: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -218,7 +241,17 @@ def _heatmap(view: View, axes: "Axes") -> None:
     axes.xaxis.tick_top()
     _bare(axes)
     largest = max(abs(scale["low"]), abs(scale["high"]))
-    if values.shape[1] <= 16 and largest < 1000:
+    words = view.cell_texts()
+    if values.shape[1] <= 16 and words:
+        room = int(axes.get_position().width * WIDTH / values.shape[1] / SMALL_CHARACTER)
+        for (i, j), cell in np.ndenumerate(values):
+            value = float(cell)
+            paper = (
+                colour_at((value - scale["low"]) / (scale["high"] - scale["low"]), scale["kind"]) if np.isfinite(value) else (255, 255, 255)
+            )
+            at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "family": "DejaVu Sans Mono"}
+            axes.text(j, i, shorten(words[i][j], room) if words[i][j] else "", color=np.array(readable_on(paper)) / 255, **at)
+    elif values.shape[1] <= 16 and largest < 1000:
         for (i, j), cell in np.ndenumerate(values):
             value = float(cell)
             if np.isfinite(value):
@@ -226,7 +259,7 @@ def _heatmap(view: View, axes: "Axes") -> None:
                 text = cell_number(value, largest, scale["kind"] == "diverging")
                 alpha = 0.45 if abs(value) < 0.08 * largest else 1.0
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=np.array(ink) / 255, alpha=alpha)
-    else:
+    if values.shape[1] > 16 or largest >= 1000 or words:
         axes.figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.style import Style
@@ -15,12 +16,29 @@ from jaxinterp.views.colours import SERIES, Theme, colour_at, readable_on
 from jaxinterp.views.numbers import cell_number, number
 from jaxinterp.views.numbers import column as column_texts
 from jaxinterp.views.payload import View
-from jaxinterp.views.terminal_plot import bar, line_plot
-from jaxinterp.views.tokens import shorten
+from jaxinterp.views.terminal_plot import bar, line_plot, scatter_plot
+from jaxinterp.views.tokens import shorten, visible
 
-PLAIN = {"␣": "_", "⏎": "\\n", "␍": "\\r", "⇥": "\\t", "∅": "<empty>", "−": "-", "–": "-", "…": "...", "·": "|", "∞": "inf", "↵": "\\n"}
+PLAIN = {
+    "␣": "_",
+    "⏎": "\\n",
+    "␍": "\\r",
+    "⇥": "\\t",
+    "∅": "<empty>",
+    "−": "-",
+    "–": "-",
+    "…": "...",
+    "·": "|",
+    "∞": "inf",
+    "•": "o",
+    "●": "o",
+    "↵": "\\n",
+}
 WIDEST_TOKEN = 20
 MOST_BLOCKS = 4  # a heatmap wider than the terminal is continued below itself this many times
+TEXT_BLOCKS = 2  # so often to show texts, which need wider cells
+LEAST = {"text": 12, "token": 8, "percent": 12}  # characters of a table's column, however narrow the terminal
+BAR = 16
 
 
 def show(view: View, console: Console | None = None) -> None:
@@ -44,7 +62,8 @@ def render(view: View, console: Console) -> RenderableType:
     """A view as something that rich prints on this console."""
     if view.kind == "report":
         return Group(*_report(view, console))
-    body = {"table": _table, "line": _line, "heatmap": _heatmap, "attention": _attention, "highlight": _highlight}[view.kind](view, console)
+    kinds = {"table": _table, "line": _line, "heatmap": _heatmap, "attention": _attention, "highlight": _highlight, "scatter": _scatter}
+    body = kinds[view.kind](view, console)
     head = [Text(view.title, style="bold")] if view.title else []
     note = [Text(view.normalisation, style="dim")] if view.normalisation and view.kind != "line" else []
     return Group(*head, *note, body)
@@ -86,32 +105,45 @@ def _side_by_side(views: tuple[View, ...], console: Console) -> Iterator[Rendera
 
 def _table(view: View, console: Console) -> RenderableType:
     columns = view.options["columns"]
-    named = any(entry["name"].strip() for entry in columns)
-    out = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", show_header=named)
     kinds = {entry["name"]: entry["kind"] for entry in columns}
-    ascii_only = console.options.ascii_only
-    for column in columns:
-        side = "right" if column["kind"] in ("number", "signed") else "left"
-        out.add_column(column["name"], justify=side, no_wrap=column["kind"] != "text")
-    first = columns[0]["name"]
     texts = {name: column_texts(array.tolist(), kinds[name]) for name, array in view.arrays.items()}
-    for i in range(len(view.labels[first] if first in view.labels else view.arrays[first])):
+    texts |= {name: [shorten(s, 24) if kinds[name] == "token" else s for s in strings] for name, strings in view.labels.items()}
+    named = any(name.strip() for name in kinds)
+    widths = _widths(kinds, texts, named, console.width - 2)
+    out = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", show_header=named)
+    for name, kind in kinds.items():
+        head = Text(name, no_wrap=False, overflow="fold")
+        out.add_column(head, justify="right" if kind in ("number", "signed") else "left", width=widths[name], no_wrap=kind != "text")
+    for i in range(len(texts[columns[0]["name"]])):
         cells: list[Text] = []
-        for column in columns:
-            name, kind = column["name"], column["kind"]
-            if kind == "token":
-                cells.append(Text(shorten(view.labels[name][i], 24), style="bold"))
-            elif kind == "text":
-                cells.append(Text(view.labels[name][i]))
-            else:
-                value, text = float(view.arrays[name][i]), Text(texts[name][i].rjust(7 if kind == "percent" else 0))
-                cells.append(text.append(" ").append(bar(value, 16, ascii_only), style=SERIES[theme()][0]) if kind == "percent" else text)
+        for name, kind in kinds.items():
+            cell = Text(texts[name][i].rjust(7 if kind == "percent" else 0), style="bold" if kind == "token" else "")
+            if kind == "percent":
+                filled = bar(float(view.arrays[name][i]), min(BAR, widths[name] - 8), console.options.ascii_only)
+                cell.append(" ").append(filled, style=SERIES[theme()][0])
+            cells.append(cell)
         out.add_row(*cells)
     return out
 
 
+def _widths(kinds: dict[str, str], texts: dict[str, list[str]], named: bool, room: int) -> dict[str, int]:
+    """Characters of each column: what it needs, or less of the widest ones, never less than its numbers or a few words."""
+    content = {name: max([8 + BAR if kind == "percent" else 1, *map(cell_len, texts[name])]) for name, kind in kinds.items()}
+    widths = {name: max(content[name], cell_len(name) if named else 0) for name in kinds}
+    least = {name: min(widths[name], LEAST.get(kind, content[name])) for name, kind in kinds.items()}
+    room -= 3 * (len(kinds) - 1)  # between columns
+    while sum(widths.values()) > room and widths != least:
+        widest = max((name for name in kinds if widths[name] > least[name]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
+
+
 def _line(view: View, console: Console) -> RenderableType:
     return line_plot(view, min(console.width - 4, 100), SERIES[theme()], ascii_only=console.options.ascii_only)
+
+
+def _scatter(view: View, console: Console) -> RenderableType:
+    return scatter_plot(view, min(console.width - 4, 100), SERIES[theme()], ascii_only=console.options.ascii_only)
 
 
 def _cell(value: float, text: str, scale: dict, colour: bool) -> Text:
@@ -145,7 +177,8 @@ def _heatmap(view: View, console: Console) -> RenderableType:
     largest = max(abs(scale["low"]), abs(scale["high"]))
     margin = max(min(max(map(len, rows), default=0), 16), len(view.axes["values"][0])) + 1
     room = max(console.width - margin - 4, 8)
-    numbered = room >= 7 * len(columns)
+    words = view.cell_texts()
+    numbered = room // 7 * (TEXT_BLOCKS if words else 1) >= len(columns)
     width = 7 if numbered else 2
     fits = room // width
     lines = []
@@ -162,11 +195,25 @@ def _heatmap(view: View, console: Console) -> RenderableType:
             for j in shown:
                 value = float(values[i, j])
                 inside = "  " if colour else _shade(value, scale, ascii_only)
-                if numbered:
+                if numbered and words:
+                    inside = _word(words[i][j], width, "" if colour else _shade(value, scale, ascii_only), ascii_only)
+                elif numbered:
                     inside = cell_number(value, largest, scale["kind"] == "diverging").center(width)
                 text.append_text(_cell(value, inside, scale, colour))
             lines.append(text)
     return Text("\n").join(lines)
+
+
+def _word(text: str, width: int, shade: str, ascii_only: bool) -> str:
+    """A cell's text in the middle of its width, cut where it must be; without colour the cell's shade stands behind it."""
+    shade = "".join(dict.fromkeys(shade))  # of a sequential scale one character of two that are the same
+    shown = visible(text) if text else ""
+    if ascii_only:
+        shown = shown.translate(str.maketrans(PLAIN)).encode("ascii", "backslashreplace").decode()
+    out = Text(shown)
+    out.truncate(width - max(len(shade), 1), overflow="crop" if ascii_only else "ellipsis")
+    out.align("right" if shade else "center", width - len(shade))
+    return out.plain + shade
 
 
 def _column_heads(names: list[str], width: int, axis: str) -> Text:

@@ -1,4 +1,4 @@
-"""Bars and line plots out of characters."""
+"""Bars, line plots and scatters out of characters."""
 
 import numpy as np
 from rich.text import Text
@@ -51,6 +51,63 @@ def line_plot(view: View, width: int, colours: tuple[str, ...], *, ascii_only: b
     between = max(columns - len(points[0]) - len(points[-1]), 0)
     lines.append(Text(" " * left + points[0] + view.axes["values"][1].center(between) + points[-1], style="dim"))
     return Text("\n").join(lines)
+
+
+def scatter_plot(view: View, width: int, colours: tuple[str, ...], *, ascii_only: bool = False) -> Text:
+    """Points over the lines of a scatter: y = x faint and dotted, the other line in the second colour."""
+    (name, above), ends, line = view.options["names"], view.options["ends"], view.options["line"]
+    scale = {0: number(ends["y"][1], "signed"), HEIGHT - 1: number(ends["y"][0], "signed")}
+    left, styles = max(6, *map(len, scale.values())), ("dim", colours[1], colours[0])
+    columns = max(min(width - left - 2, 64), 8)
+    cells, owner = _points(view, columns, ascii_only)
+    lines = [Text(above, style="dim")]
+    for row in range(HEIGHT):
+        rule = "|" if ascii_only else "┤" if row in scale else "│"
+        text = Text(scale.get(row, "").rjust(left) + rule + " ", style="dim")
+        for cell, layer in zip(cells[row], owner[row].tolist(), strict=True):
+            text.append(cell, style=styles[layer])
+        lines.append(text)
+    margin, (first, last) = " " * (left + 2), (number(end, "signed") for end in ends["x"])
+    lines.append(Text(margin + first + name.center(max(columns - len(first) - len(last), 0)) + last, style="dim"))
+    known = Text(margin)
+    if view.options["identity"]:
+        known.append(f"{'..' if ascii_only else '⠂⠂'} y = x   ", style="dim")
+    if line:
+        sign = "−" if line[1] < 0 else "+"
+        known.append(f"{'--' if ascii_only else '⠒⠒'} y = {number(line[0])} x {sign} {number(abs(line[1]))}", style=colours[1])
+    return Text("\n").join([*lines, known] if known.plain.strip() else lines)
+
+
+def _points(view: View, columns: int, ascii_only: bool) -> tuple[list[list[str]], np.ndarray]:
+    """The character of each cell of a scatter, and what is on top there: 0 the line y = x, 1 the other line, 2 points, ● several."""
+    ends, line = view.options["ends"], view.options["line"]
+    wide, high = (columns, HEIGHT) if ascii_only else (2 * columns, 4 * HEIGHT)
+    across, none = np.linspace(ends["x"][0], ends["x"][1], wide), np.zeros(0)
+    identity = across[::3] if view.options["identity"] else none
+    fit = (across, line[0] * across + line[1]) if line else (none, none)
+    bits, owner = np.zeros((HEIGHT, columns), int), np.zeros((HEIGHT, columns), int)
+    cells = [[" "] * columns for _ in range(HEIGHT)]
+    for layer, (x, y) in enumerate(((identity, identity), fit, (view.arrays["x"], view.arrays["y"]))):
+        for i, up in zip(_steps(x, ends["x"], wide), _steps(y, ends["y"], high), strict=True):
+            if i < 0 or up < 0:
+                continue
+            j = high - 1 - up
+            row, column = j * HEIGHT // high, i * columns // wide
+            bits[row, column] |= DOTS[j % 4, i % 2]
+            if layer == 2:  # a dot would be lost among those of the lines
+                mark = "o" if ascii_only else "●" if owner[row, column] == 2 else "•"
+            else:
+                mark = ".-"[layer] if ascii_only else chr(0x2800 + int(bits[row, column]))
+            cells[row][column] = mark
+            owner[row, column] = layer
+    return cells, owner
+
+
+def _steps(values: np.ndarray, ends: list[float], size: int) -> list[int]:
+    """The step, from 0 to size - 1, of each value between the ends; -1 for what is not a number or beyond."""
+    place = (np.asarray(values, float) - ends[0]) / (ends[1] - ends[0]) * (size - 1)
+    inside = np.isfinite(place) & (place >= 0) & (place <= size - 1)
+    return np.where(inside, np.rint(place), -1).astype(int).tolist()
 
 
 def _last(row: np.ndarray) -> float:

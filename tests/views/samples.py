@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxinterp.views import Section, View, attention, heatmap, highlight, line, report, table
+from jaxinterp.views import Section, View, attention, heatmap, highlight, line, report, scatter, table
 
 HOSTILE = (" Mary", "</script><script>alert(1)</script>", "<!--", "\n", "[red]", "<0xE2>", "\u202e", "$x$", "&amp;", "")
 
@@ -27,9 +27,18 @@ def every_kind() -> dict[str, View]:
         ),
         "line": line("lens", {"clean": rng.normal(size=6), "corrupt": rng.normal(size=6)}, normalisation="logit difference"),
         "heatmap": heatmap("grid", values, ("layer", "position"), tokens=HOSTILE, normalisation="effect"),
+        "texts": heatmap("words", values, ("layer", "position"), tokens=HOSTILE, scale="sequential", texts=[HOSTILE] * 4),
         "attention": attention("rows", rng.dirichlet(np.ones(n), size=2), HOSTILE, heads=["23.3", "29.1"], notes=["+2.86", "+1.73"]),
         "highlight": highlight("tokens", np.where(np.arange(n) == 4, np.nan, np.linspace(-2, 3, n)), HOSTILE, normalisation="score"),
         "highlight unsigned": highlight("tokens", np.linspace(0, 3, n), HOSTILE, signed=False),
+        "scatter": scatter(
+            "cells",
+            np.where(np.arange(n) == 1, np.nan, np.arange(n) - 4.0),
+            np.arange(n) - 3,
+            names=("estimate", "exact"),
+            labels=HOSTILE,
+            line=(1.1, -0.2),
+        ),
         "all heads": attention("all", softmax_patterns(2, 3, n), HOSTILE),
     }
     sections = [Section("<h1> & co", "a text", (views["table"], views["table"])), Section("rest", "", tuple(views.values())[1:])]

@@ -4,10 +4,11 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 
 from jaxinterp.errors import InputError
-from jaxinterp.views import View, attention, table
+from jaxinterp.views import View, attention, heatmap, scatter, table
 from jaxinterp.views.html import notebook_cell, page
 from jaxinterp.views.render import save
 from tests.views.samples import HOSTILE, every_kind, softmax_patterns
@@ -67,6 +68,19 @@ def test_the_page_holds_the_payload() -> None:
 def test_all_heads_of_a_12_by_12_model_at_64_tokens_are_under_300_kib() -> None:
     view = attention("every head", softmax_patterns(12, 12, 64), [f" token{i}" for i in range(64)])
     assert len(page(view).encode()) < 300 * 1024
+
+
+def test_many_named_points_and_many_texts_are_under_300_kib() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"layer {i // 100}, neuron {i}" for i in range(3000)]
+    assert len(page(scatter("cells", rng.normal(size=3000), rng.normal(size=3000), labels=names)).encode()) < 300 * 1024
+    words = [[f" token{i}" for i in row] for row in rng.integers(0, 3000, size=(30, 512))]
+    assert len(page(heatmap("words", rng.normal(size=(30, 512)), ("layer", "position"), texts=words)).encode()) < 300 * 1024
+
+
+def test_texts_of_cells_are_shown_as_tokens() -> None:
+    held = json.loads(Elements(page(every_kind()["texts"])).scripts[0])["view"]
+    assert held["shown"]["texts"][0] == "␣Mary" and held["labels"]["texts"][0] == " Mary"
 
 
 def test_a_notebook_cell_is_a_sandboxed_frame() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import InputError
-from jaxinterp.views import View, attention, heatmap, highlight, line, table
+from jaxinterp.views import View, attention, heatmap, highlight, line, scatter, table
 from jaxinterp.views.arrays import decode_array, encode_array
 from tests.views.samples import every_kind, softmax_patterns
 
@@ -96,3 +96,31 @@ def test_a_highlight_has_one_score_a_token_and_a_scale_around_zero() -> None:
     assert highlight("tokens", [0.5, 2.0], ["a", "b"], signed=False).options["scale"] == {"kind": "sequential", "low": 0.0, "high": 2.0}
     with pytest.raises(InputError, match=r"2 tokens and scores of shape \[3\]"):
         highlight("tokens", [1.0, 2.0, 3.0], ["a", "b"])
+
+
+def test_cells_keep_their_texts_and_each_text_once() -> None:
+    words = [[" Mary", "", " John"], [" John", " Mary", "\x00"]]
+    view = heatmap("grid", np.zeros((2, 3)), ("layer", "position"), texts=words)
+    again = View.from_json(view.to_json())
+    assert again.cell_texts() == words and again.labels["texts"] == (" Mary", " John", "\x00")
+    assert heatmap("grid", np.zeros((2, 3)), ("layer", "position")).cell_texts() == []
+    with pytest.raises(InputError, match="axis 'position' of 'texts' has 2 entries where another array has 3"):
+        heatmap("grid", np.zeros((2, 3)), ("layer", "position"), texts=[["a", "b"]] * 2)
+    data = json.loads(view.to_json())
+    data["labels"]["texts"].pop()
+    with pytest.raises(InputError, match=r"texts -1 to 2; expected -1 \(none\) to 1"):
+        View.from_json(json.dumps(data))
+
+
+def test_a_scatter_has_one_frame_where_that_shows_something_and_a_line_of_numbers() -> None:
+    ends = scatter("s", [0.0, 1.0], [0.0, 2.0]).options["ends"]
+    assert ends["x"] == ends["y"] and ends["x"][0] < 0 and ends["x"][1] > 2
+    apart = scatter("s", [0.0, 1.0], [0.0, 20.0]).options["ends"]
+    assert apart["x"][1] < 1.1 and apart["y"][1] > 20
+    assert scatter("s", [0.0, 1.0], [0.0, 2.0], identity=False).options["ends"]["x"][1] < 1.1
+    with pytest.raises(InputError, match="axis 'point' of 'y' has 1 entries where another array has 2"):
+        scatter("s", [0.0, 1.0], [0.0])
+    with pytest.raises(InputError, match="axis 'point' of 'x' has 2 entries and 1 labels"):
+        scatter("s", [0.0, 1.0], [0.0, 1.0], labels=["a"])
+    with pytest.raises(InputError, match="finite slope and intercept"):
+        scatter("s", [0.0, 1.0], [0.0, 1.0], line=(np.nan, 0.0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxinterp.views import View, heatmap, highlight, line
+from jaxinterp.views import View, heatmap, highlight, line, scatter, table
 from jaxinterp.views.render import save
 from jaxinterp.views.terminal import show
 from tests.views.samples import every_kind
@@ -73,3 +73,43 @@ def test_a_highlight_shows_signs_without_colour_and_paints_around_zero_with_it()
     assert len(set(re.findall(r"48;2;(\d+;\d+;\d+)", painted))) == 3
     narrow = printed(highlight("tokens", np.ones(30), ["word"] * 30), width=40)
     assert narrow.count("word") == 30 and narrow.count("1.00") == 30
+
+
+def test_a_scatter_has_its_points_above_its_lines() -> None:
+    x = np.linspace(-1, 1, 7)
+    rows = printed(scatter("cells", x, x, names=("estimate", "exact"), line=(-1.0, 0.0)), encoding="ascii").splitlines()
+    assert rows[1] == "exact" and "estimate" in rows[-2] and rows[-1].split("y = ")[1:] == ["x   -- ", "-1.00 x + 0"]
+    plot = [row.partition("|")[2] for row in rows[2:16]]
+    assert "".join(plot).count("o") == 7 and "".join(plot).count("-") > 20 and "".join(plot).count(".") > 5
+    right = [row.index("o") for row in plot if "o" in row]
+    assert right == sorted(right, reverse=True)  # y = x rises to the right
+    falls = [row.index("-") for row in plot if "-" in row]
+    assert len(falls) > 11 and falls == sorted(falls)
+    alone = printed(scatter("cells", x, x, identity=False))
+    assert alone.count("•") == 7 and printed(scatter("cells", np.ones(2), np.ones(2))).count("●") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_cells_show_their_texts_instead_of_numbers_where_they_fit(encoding: str) -> None:
+    view = heatmap("g", np.array([[0.9, 0.1]]), ("layer", "head"), scale="sequential", texts=[[" Mary", " antidote"]])
+    row = printed(view, encoding=encoding).splitlines()[-1]
+    space, strong = ("_", "#") if encoding == "ascii" else ("␣", "█")
+    assert f"{space}Mary{strong}" in row and f"{space}ant" in row and "0.90" not in row and len(row.rstrip()) <= 6 + 2 * 7
+    painted = printed(view, color_system="truecolor", force_terminal=True)
+    assert "␣Mary" in painted and "█" not in painted
+    wide = heatmap("g", np.ones((1, 60)), ("layer", "head"), texts=[["word"] * 60])
+    assert "word" not in printed(wide) and printed(wide, width=300).count("word") == 60
+
+
+def test_texts_of_a_table_keep_a_width_and_numbers_all_their_digits() -> None:
+    view = table(
+        "cells",
+        {
+            "cell": ("text", ["layer 11, head 4, position 13"]),
+            **{f"log P(a long name {i})": ("signed", [-1.25 - i]) for i in range(3)},
+            "share": ("percent", [1.0]),
+        },
+    )
+    text = printed(view, 56)
+    assert max(map(len, text.splitlines())) <= 56
+    assert all(part in text for part in ("layer 11,", "position", "−1.25", "−2.25", "−3.25", "100.0 % ███"))

@@ -15,6 +15,9 @@ from jaxinterp.errors import InputError
 SMALL = 0.01
 """Signs are compared where the exact effect is at least this share of the largest."""
 
+POINTS = 3000
+"""At most so many cells are drawn, so that a picture of every neuron stays small."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decile:
@@ -76,8 +79,10 @@ class Comparison:
         )
 
     def view(self, title: str = "estimates against exact effects") -> Any:
-        """The measures, the cells with the largest errors, and the estimate beside the exact effect by decile."""
-        from jaxinterp.views import Section, report, table
+        """Estimates against exact effects as points; and the measures, the estimate beside the exact effect by decile, and the cells
+        with the largest errors as tables. Of more than 3000 cells, the points are the 3000 with the largest estimate or effect.
+        """
+        from jaxinterp.views import Section, report, scatter, table
 
         measures = {
             "Pearson correlation": self.pearson, "Spearman correlation": self.spearman, "sign agreement": self.sign_agreement,
@@ -87,15 +92,26 @@ class Comparison:
         tenths = {name: ("signed", [getattr(tenth, name) for tenth in self.deciles]) for name in ("estimate", "exact", "error")}
         worst = np.argsort(-abs(self.estimate - self.exact), kind="stable")[: self.k]
         furthest = {"estimate": ("signed", self.estimate[worst]), "exact": ("signed", self.exact[worst])}
-        views = (
+        count = len(self.estimate)
+        drawn = np.sort(np.argsort(-np.maximum(abs(self.estimate), abs(self.exact)), kind="stable")[:POINTS])
+        picture = scatter(
+            "Each cell",
+            self.estimate[drawn],
+            self.exact[drawn],
+            names=("estimate", "exact effect" if self.signed else "size of the exact effect"),
+            labels=[self.labels[i] for i in drawn],
+            line=(self.slope, self.intercept) if np.isfinite(self.slope) else None,
+            normalisation=f"the {POINTS} largest of {count} cells" if count > POINTS else "",
+        )
+        tables = (
             table("agreement", {"measure": ("text", list(known)), "value": ("number", list(known.values()))}),
             table("by decile of the estimate", tenths),
             table("largest errors", {"cell": ("text", [self.labels[i] for i in worst]), **furthest}),
         )
-        return report(title, [Section(title, f"{len(self.estimate)} cells", views)])
+        return report(title, [Section(f"{count} cells", "", (picture,)), Section("Agreement", "", tables)])
 
     def show(self) -> None:
-        """Prints the tables in the terminal."""
+        """Prints the picture and the tables in the terminal."""
         self.view().show()
 
 

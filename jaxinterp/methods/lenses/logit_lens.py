@@ -123,7 +123,7 @@ class LogitLens:
         return (first, table("The chosen tokens", chosen)) if len(chosen) > 1 else (first,)
 
     def view(self, title: str = "Logit lens", prompt: int = 0) -> Any:
-        """Layers by positions as heat-maps (probability of the top token, KL to the end, log-probability of each chosen token), and the
+        """Layers by positions as heat-maps (top token and its probability, KL to the end, log-probability of each chosen token), and the
         last position as tables; of one position, the tables, and the chosen tokens' log-probabilities as lines.
         """
         from jaxinterp.views import Section, line, report
@@ -134,7 +134,9 @@ class LogitLens:
         if names == ["layer", "position"]:
             top = np.asarray(self.top_probabilities)[prompt, ..., 0]
             grids = {"Probability of the top token": top, "KL from the final distribution": np.asarray(self.kl)[prompt], **chosen}
-            pictures = [self._map(name, values, prompt) for name, values in grids.items()]
+            words = [[self.string(int(token)) if token >= 0 else "" for token in row] for row in np.asarray(self.top_ids)[prompt, ..., 0]]
+            texts = {"Probability of the top token": words}
+            pictures = [self._map(name, values, prompt, texts.get(name)) for name, values in grids.items()]
         elif names == ["layer"] and chosen:
             labels = [str(label) for label in self.axes[0][1]]
             pictures = [line("Chosen tokens", chosen, x_labels=labels, normalisation="log-probability in nats, read at each layer")]
@@ -146,14 +148,14 @@ class LogitLens:
 
         return [visible(self.string(int(token))) for token in np.asarray(self.ids)[prompt]]
 
-    def _map(self, name: str, values: np.ndarray, prompt: int) -> Any:
+    def _map(self, name: str, values: np.ndarray, prompt: int, texts: list[list[str]] | None) -> Any:
         from jaxinterp.views import heatmap
 
         labels = {axis: [str(label) for label in given] for axis, given in self.axes}
         if prompt == 0 and self.axes[1][1] == tuple(range(len(self.tokens))):
             labels["position"] = [f"{i} {token}" for i, token in enumerate(self.tokens)]
         unit = "from 0 to 1" if name.startswith("Probability") else "nats"
-        return heatmap(name, values, ("layer", "position"), labels=labels, scale="sequential", normalisation=unit)
+        return heatmap(name, values, ("layer", "position"), labels=labels, scale="sequential", texts=texts, normalisation=unit)
 
     def show(self) -> None:
         """Prints the pictures in the terminal."""
