@@ -7,8 +7,10 @@ from typing import Any
 
 # Before jax is imported: eight devices cost one device's tests nothing, and a mesh needs no subprocess.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXINTERP_TEST_PLATFORM", "cpu")
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()  # tests compile more than they compute
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # tests compile more than they compute
+).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # One folder of compiled programs, for the tests and for the commands that they start.
