@@ -58,7 +58,8 @@ def test_gradients_are_finite_differences_at_every_site_and_zero_where_causality
         def value(zeros: Any) -> jax.Array:
             return measured(lm.params, tokens, config, metric, edits=adding(zeros))[0].sum()
 
-        zeros = zeros_at(sites, config, *tokens.ids.shape, jnp.float64)
+        batch, positions = tokens.ids.shape
+        zeros = zeros_at(sites, config, batch, positions, jnp.float64)
         for site in sites:
             slope, random = np.asarray(found[site]), np.random.default_rng(len(site))
             step = np.abs(random.normal(size=slope.shape)) * np.where(slope < 0, -1.0, 1.0)  # no cancellation: all parts count

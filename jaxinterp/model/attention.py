@@ -188,7 +188,8 @@ class Attention(nn.Module):
         """What the heads write [B P D], from `attn_in` [B P D]."""
         q, k, v = self._project(x, tap)
         q, k = tap("q_rot", self._turn(q, "q_norm", place, tap)), tap("k_rot", self._turn(k, "k_norm", place, tap))
-        scores = tap("scores", self._scores(*tap.rules.factors(q, k), place))
+        left, right = tap.rules.factors(q, k)
+        scores = tap("scores", self._scores(left, right, place))
         pattern = tap("pattern", self._pattern(scores, place, tap))
         pattern, v = (pattern, v) if tap.rules.pattern else tap.rules.factors(pattern, v)
         z = _weighted_values(pattern, v) if place.pack is None else place.pack.weighted(pattern, v)
