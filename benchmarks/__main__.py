@@ -17,6 +17,7 @@ SUITES = (
     "runs",
     "sweeps",
     "attribution",
+    "generation",
     "experts",
 )  # each a module here with a SUITE; its results go into <suite>-<platform>.md and .json
 

@@ -41,20 +41,23 @@ from jaxinterp.model.trace import Trace
 from jaxinterp.model.transformer import forward
 from jaxinterp.runs import metrics
 from jaxinterp.runs.activations import activations
+from jaxinterp.runs.generate import generate, stream
+from jaxinterp.runs.generation import Generation
 from jaxinterp.runs.gradients import Gradients, gradients
 from jaxinterp.runs.plan import plan
 from jaxinterp.runs.run import run
+from jaxinterp.runs.score import Score, score
 from jaxinterp.runs.sweep import sweep
 from jaxinterp.runs.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SITES", "CheckpointError", "DirectAttribution", "Experts", "FetchError", "Gradients", "InputError", "JaxinterpError",
-    "LanguageModel", "LogitLens", "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "ScrubNode", "Tokens",
-    "Trace", "TransformerConfig", "ablate", "activations", "at", "attribute", "attribution", "attribution_patch", "causal_scrubbing",
-    "causal_trace", "concept_sensitivity", "data", "direct_logit_attribution", "edits", "forward", "gradients", "greedy", "heads",
-    "init_params", "integrated_attribution", "internal_influence", "knockout", "layer_conductance", "leave_one_out", "load",
-    "logit_lens", "metrics", "neuron_conductance", "parameter_shapes", "partition_specs", "patch", "path_patch", "plan", "relp", "run",
-    "save", "self_repair", "stack", "sweep", "verify",
+    "SITES", "CheckpointError", "DirectAttribution", "Experts", "FetchError", "Generation", "Gradients", "InputError", "JaxinterpError",
+    "LanguageModel", "LogitLens", "MemoryPlanError", "OptimalTraining", "Rotary", "RotaryScaling", "Rules", "Score", "ScrubNode",
+    "Tokens", "Trace", "TransformerConfig", "ablate", "activations", "at", "attribute", "attribution", "attribution_patch",
+    "causal_scrubbing", "causal_trace", "concept_sensitivity", "data", "direct_logit_attribution", "edits", "forward", "generate",
+    "gradients", "greedy", "heads", "init_params", "integrated_attribution", "internal_influence", "knockout", "layer_conductance",
+    "leave_one_out", "load", "logit_lens", "metrics", "neuron_conductance", "parameter_shapes", "partition_specs", "patch",
+    "path_patch", "plan", "relp", "run", "save", "score", "self_repair", "stack", "stream", "sweep", "verify",
 ]  # fmt: skip

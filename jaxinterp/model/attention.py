@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinterp.model.cache import Past
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.norm import Norm, align, at_least_float32
 from jaxinterp.model.position import alibi_slopes, rotary_tables, rotate
@@ -96,7 +97,8 @@ class Place:
         rotary_index: this layer's entry of `rotary`, or None where all layers share one.
         window: tokens back that this layer's queries see, 0 for all, or None where no layer has a window.
         scale: this layer's factor on q k.
-        pack: rows of one token (B are then the rows) that attend within their own run, or None.
+        pack: keys and values that stand elsewhere: rows of one token (B are then the rows) that attend within their own run, or
+            the past of the text that is being generated; None: the queries' own.
     """
 
     queries: Int[Array, "B Q"]
@@ -106,7 +108,7 @@ class Place:
     rotary_index: Int[Array, ""] | None
     window: Int[Array, ""] | None
     scale: Float[Array, ""] | float
-    pack: Pack | None = None
+    pack: Pack | Past | None = None
 
     @property
     def table(self) -> Float[Array, "2 b P F"] | None:
@@ -132,7 +134,8 @@ def places(tokens: Tokens, config: TransformerConfig, dtype: Any) -> Callable[[I
     allowed = mask[:, None, :, None] & mask[:, None, None, :]
     if config.causal:
         allowed = allowed & (positions[:, None, None, :] <= positions[:, None, :, None])
-    rotary = rotary_tables(config, positions, mask.sum(axis=1), dtype) if config.positions == "rotary" else None
+    lengths = mask.sum(axis=1) if tokens.planned is None else jnp.asarray(tokens.planned)
+    rotary = rotary_tables(config, positions, lengths, dtype) if config.positions == "rotary" else None
     return lambda layer: layer_place(config, layer, dtype, queries=positions, keys=positions, allowed=allowed, rotary=rotary)
 
 

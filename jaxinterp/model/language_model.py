@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
+from jaxinterp.model.parameters import by_layer, stacked
 from jaxinterp.model.tokens import Tokens
 
 
@@ -161,6 +162,17 @@ class LanguageModel:
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(np.asarray(leaf)).view(np.uint8).data)
         return digest.hexdigest()
+
+    def by_layer(self) -> "LanguageModel":
+        """The same model with its weights a layer at a time, from which a CPU decodes faster; see `parameters.by_layer`.
+
+        These are copies: write `lm = lm.by_layer()` to hold the weights once. `stacked()` is the way back.
+        """
+        return self if isinstance(self.params["blocks"][0], tuple) else self.replace(params=by_layer(self.params))
+
+    def stacked(self) -> "LanguageModel":
+        """The same model with its layers in stacks, as it was loaded."""
+        return self.replace(params=stacked(self.params)) if isinstance(self.params["blocks"][0], tuple) else self
 
     def replace(self, **changes: Any) -> "LanguageModel":
         """A copy with other params, config or tokenizer."""

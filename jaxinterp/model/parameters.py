@@ -94,6 +94,29 @@ def init_params(config: TransformerConfig, key: Array, dtype: Any = jnp.float32)
     return jax.tree.map(lambda w: w.astype(dtype), {name: value for name, value in params.items() if value})
 
 
+def by_layer(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with each layer's weights apart instead of in stacks: `params["blocks"]` is a tuple of layers for each group.
+
+    On CPU a decoded token then reads each weight where it lies, where a scan over a stack copies a layer at a time. These are
+    copies: drop the stacked parameters to hold the weights once. `run`, `forward`, `generate`, `stream` and `score` take
+    either; what starts at a layer that is data (sweeps, `start=`) takes stacks. `stacked` is the way back.
+    """
+    groups = [tuple(_layer(group, index) for index in range(len(jax.tree.leaves(group)[0]))) for group in params["blocks"]]
+    return {**params, "blocks": tuple(groups)}
+
+
+@jax.jit
+def _layer(stack: Any, index: Any) -> Any:
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, index, keepdims=False), stack)
+
+
+def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters laid out `by_layer` as stacks again; stacked ones as they are."""
+    if not isinstance(params["blocks"][0], tuple):
+        return dict(params)
+    return {**params, "blocks": tuple(jax.tree.map(lambda *layers: jnp.stack(layers), *group) for group in params["blocks"])}
+
+
 def parameter_shapes(config: TransformerConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
     """The tree of `init_params` as shapes and types, without making it."""
     return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))

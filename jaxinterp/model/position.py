@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.model.config import Rotary, RotaryScaling, TransformerConfig
 from jaxinterp.model.norm import at_least_float32
 
+BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of scaling whose frequencies depend on the length of the text."""
+
 
 def _plain_frequencies(base: float | np.ndarray, dim: int) -> np.ndarray:
     return 1.0 / base ** (np.arange(0, dim, 2) / dim)

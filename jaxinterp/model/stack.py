@@ -3,7 +3,7 @@
 A group that runs whole scans its stacked weights themselves, so that their gradient is stacked too. A part of one scans
 layer indices and reads one layer's weights at a time, since slicing the stack would copy it. A run that begins at a traced
 layer is a loop with a dynamic start. Captures of all layers come out of the scan; captures of some, and those of a loop,
-are written into buffers that the loop carries.
+are written into buffers that the loop carries. Weights that lie a layer at a time (`parameters.by_layer`) run one after the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.model.attention import places
+from jaxinterp.errors import InputError
+from jaxinterp.model.attention import Place, places
 from jaxinterp.model.block import Block
 from jaxinterp.model.config import Group, TransformerConfig
 from jaxinterp.model.edits import Edit
@@ -27,13 +28,13 @@ Params = Mapping[str, Any]
 
 
 def run_blocks(
-    stacks: Sequence[Params], resid: Float[Array, "B P D"], tokens: Tokens, config: TransformerConfig, make_tap: Callable[..., Tap],
+    stacks: Sequence[Any], resid: Float[Array, "B P D"], tokens: Tokens, config: TransformerConfig, make_tap: Callable[..., Tap],
     start: Any, stop: int | None, edits: Sequence[Edit], requests: Mapping[str, At], remat: bool = False,
 ) -> tuple[Float[Array, "B P D"], Captured, dict[str, tuple[int, ...]]]:  # fmt: skip
     """The residual stream after blocks start .. stop-1, what was captured inside them, and the layers of each capture.
 
     Args:
-        stacks: `params["blocks"]`, one a group.
+        stacks: `params["blocks"]`, one a group: arrays with a layer axis, or a tuple of layers.
         resid: [B P D], entering block `start`.
         tokens: the prompts.
         config: the architecture.
@@ -49,7 +50,9 @@ def run_blocks(
     requests = {site: request for site, request in requests.items() if SITES[site].per_layer}
     slots = {site: request.layers or site_of(site, config).layers(config) for site, request in requests.items()}
     buffered = [site for site, request in requests.items() if dynamic or request.layers is not None]
-    runner = _Runner(tokens, config, make_tap, edits, jnp.promote_types(resid.dtype, jnp.float32))
+    if dynamic and is_by_layer(stacks):
+        raise InputError("Weights that lie a layer at a time run from layer 0 or a fixed one: start from the stacked model instead.")
+    runner = Runner(config, make_tap, places(tokens, config, jnp.promote_types(resid.dtype, jnp.float32)), edits)
     buffers: Captured = {}
     pieces: dict[str, list[Array]] = {site: [] for site in requests if site not in buffered}
     for group, stack in zip(config.groups, stacks, strict=True):
@@ -63,10 +66,16 @@ def run_blocks(
             continue
         whole = len(layers) == group.stop - group.start
         if layers:
-            indices = jnp.arange(layers.start, layers.stop)
-            xs = (indices, stack, runner.own_arguments(group)) if whole else indices
-            step = _stepper(runner, group, stack, slots, whole)
-            (resid, buffers), captured = jax.lax.scan(jax.checkpoint(step) if remat else step, (resid, buffers), xs)
+            one_by_one = isinstance(stack, tuple)
+            step = _stepper(runner, group, stack, slots, whole or one_by_one)
+            step = jax.checkpoint(step) if remat else step
+            if one_by_one:
+                each = [(jnp.asarray(layer), stack[layer - group.start], runner.own_at(layer)) for layer in layers]
+                (resid, buffers), captured = _one_by_one(step, (resid, buffers), each)
+            else:
+                indices = jnp.arange(layers.start, layers.stop)
+                xs = (indices, stack, runner.own_arguments(group)) if whole else indices
+                (resid, buffers), captured = jax.lax.scan(step, (resid, buffers), xs)
         else:
             captured = {site: jnp.zeros((0, *shape.shape), shape.dtype) for site, shape in shapes.items() if site in pieces}
         for site, value in captured.items():
@@ -77,7 +86,21 @@ def run_blocks(
     return resid, out, held
 
 
-def _stepper(runner: "_Runner", group: Group, stack: Params, slots: Mapping[str, tuple[int, ...]], whole: bool) -> Callable[..., Any]:
+def is_by_layer(stacks: Sequence[Any]) -> bool:
+    """Whether weights lie a layer at a time instead of in stacks."""
+    return isinstance(stacks[0], tuple)
+
+
+def _one_by_one(step: Callable[..., Any], carry: Any, xs: Sequence[Any]) -> tuple[Any, Captured]:
+    """`lax.scan` as a Python loop."""
+    outs = []
+    for x in xs:
+        carry, out = step(carry, x)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *values: jnp.stack(values), *outs)
+
+
+def _stepper(runner: "Runner", group: Group, stack: Any, slots: Mapping[str, tuple[int, ...]], whole: bool) -> Callable[..., Any]:
     """One step of a scan or loop: a block, with its captures stored in the buffers or handed out."""
 
     def step(carry: tuple[Array, Captured], xs: Any) -> tuple[tuple[Array, Captured], Captured]:
@@ -94,14 +117,19 @@ def _stepper(runner: "_Runner", group: Group, stack: Params, slots: Mapping[str,
     return step
 
 
-class _Runner:
-    """Runs one block with its own layer's weights, place and edit arrays."""
+class Runner:
+    """Runs one block with its own layer's weights, place and edit arrays.
 
-    def __init__(self, tokens: Tokens, config: TransformerConfig, make_tap: Callable[..., Tap], edits: Sequence[Edit], dtype: Any) -> None:
-        self._config, self._make_tap, self._edits = config, make_tap, edits
-        self._place_of = places(tokens, config, dtype)
+    Attributes:
+        own: for each edit those of its arrays that hold one entry a layer.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, make_tap: Callable[..., Tap], place_of: Callable[[Any], Place], edits: Sequence[Edit]
+    ) -> None:
+        self._config, self._make_tap, self._place_of, self._edits = config, make_tap, place_of, edits
         self._scanned = [edit.scanned(config) for edit in edits]
-        self._own = [
+        self.own = [
             [_every_layer(jnp.asarray(a), edit, config) for a, flag in zip(edit.arguments, flags, strict=True) if flag]
             for edit, flags in zip(edits, self._scanned, strict=True)
         ]
@@ -109,26 +137,34 @@ class _Runner:
     def own_arguments(self, group: Group) -> list[list[Array]]:
         """Edit arrays that hold one entry a layer, cut to a group."""
         if group.stop - group.start == self._config.n_layers:
-            return self._own
-        return jax.tree.map(lambda a: a[group.start : group.stop], self._own)
+            return self.own
+        return jax.tree.map(lambda a: a[group.start : group.stop], self.own)
 
-    def block(self, group: Group, layer: Array, resid: Array, weights: Params, own: Sequence[Sequence[Array]]) -> tuple[Array, Captured]:
-        """One block from its layer's weights and edit arrays."""
+    def own_at(self, layer: int) -> list[list[Array]]:
+        """The same, cut to one layer."""
+        return jax.tree.map(lambda a: a[layer], self.own)
+
+    def block(
+        self, group: Group, layer: Array, resid: Array, weights: Params, own: Sequence[Sequence[Array]], place: Place | None = None
+    ) -> tuple[Array, Captured]:
+        """One block from its layer's weights and edit arrays, and its place where the caller knows better."""
         arguments = []
         for edit, flags, slices in zip(self._edits, self._scanned, own, strict=True):
             rest = iter(slices)
             arguments.append([next(rest) if flag else jnp.asarray(a) for a, flag in zip(edit.arguments, flags, strict=True)])
         tap = self._make_tap(arguments=arguments, layer=layer)
-        out: Any = Block(self._config, group.experts).apply({"params": cast(weights, resid.dtype)}, resid, self._place_of(layer), tap)
+        place = place or self._place_of(layer)
+        out: Any = Block(self._config, group.experts).apply({"params": cast(weights, resid.dtype)}, resid, place, tap)
         return out
 
-    def block_at(self, group: Group, layer: Array, resid: Array, stack: Params) -> tuple[Array, Captured]:
+    def block_at(self, group: Group, layer: Array, resid: Array, stack: Any) -> tuple[Array, Captured]:
         """One block, its weights read from the group's stack."""
-        weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, layer - group.start, keepdims=False), stack)
-        own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), self._own)
+        read = lambda w, index: jax.lax.dynamic_index_in_dim(w, index, keepdims=False)  # noqa: E731
+        weights = stack[0] if isinstance(stack, tuple) else jax.tree.map(lambda w: read(w, layer - group.start), stack)
+        own = jax.tree.map(lambda a: read(a, layer), self.own)
         return self.block(group, layer, resid, weights, own)
 
-    def shapes(self, group: Group, stack: Params, resid: Array) -> dict[str, Any]:
+    def shapes(self, group: Group, stack: Any, resid: Array) -> dict[str, Any]:
         """Shapes of what a block of the group captures."""
         return jax.eval_shape(lambda stack, resid: self.block_at(group, jnp.asarray(group.start), resid, stack)[1], stack, resid)
 

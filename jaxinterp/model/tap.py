@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxinterp.errors import InputError
 from jaxinterp.model.config import TransformerConfig
@@ -42,6 +42,7 @@ class Tap:
         layer: Int[Array, ""] | None = None,
         dtype: Any = None,
         rows: Rows | None = None,
+        active: Bool[Array, "n"] | None = None,
     ) -> None:
         """A tap for one block.
 
@@ -55,6 +56,7 @@ class Tap:
             layer: this block's index, or None outside the blocks.
             dtype: type of recorded values; None keeps each value's own.
             rows: which tokens the axes of a value stand for, where queries and keys are not those of `tokens`.
+            active: for each edit whether it acts now, as data; None: by its `when`, as on a prompt.
         """
         self._rows = rows or tokens
         self.rules = rules or Rules()
@@ -63,6 +65,7 @@ class Tap:
         self._tokens, self._config, self._layer, self._dtype = tokens, config, layer, dtype
         self._edits = list(zip(edits, arguments if arguments is not None else [edit.arguments for edit in edits], strict=True))
         self._requests = requests or {}
+        self._active = active
         self._seen: dict[str, Array] = {}
         self._read = {name for edit in edits for name in edit.reads}
 
@@ -80,11 +83,12 @@ class Tap:
         """The value that the forward pass goes on with."""
         if site in self.rules.detach:
             value = self._detached(site, value)
-        for edit, arguments in self._edits:
-            if edit.site == site and edit.when in ("all", "prompt"):
+        for number, (edit, arguments) in enumerate(self._edits):
+            if edit.site == site and (self._active is not None or edit.when in ("all", "prompt")):
                 inputs = [self._input(name, value, edit) for name in edit.reads] or [value]
                 place = site_of(site, self._config)
-                value = apply_edit(edit, arguments, inputs, value, self._layer, self._rows, place, self.chosen, self._slot(place))
+                new = apply_edit(edit, arguments, inputs, value, self._layer, self._rows, place, self.chosen, self._slot(place))
+                value = new if self._active is None else jnp.where(self._active[number], new, value)
         if site in self._read:
             self._seen[site] = value
         if site in self._requests:

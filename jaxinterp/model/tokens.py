@@ -20,7 +20,7 @@ IntArray = Int[Array, "..."] | Int[np.ndarray, "..."]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["ids", "mask", "positions", "types", "spans"], meta_fields=["roles", "bos"]
+    jax.tree_util.register_dataclass, data_fields=["ids", "mask", "positions", "types", "spans", "planned"], meta_fields=["roles", "bos"]
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -34,6 +34,8 @@ class Tokens:
         spans: [B n 2] int32, positions where each chat message begins and ends (end exclusive), or None.
         roles: the role of each message in `spans`.
         bos: how a beginning-of-sequence token was treated: "model", "none", "given" or the token's string.
+        planned: [B] int32, the tokens that each prompt was planned to have at its end, where more were to be generated; rotary
+            frequencies that depend on length are those of this length. None: as many as there are.
     """
 
     ids: Any
@@ -43,6 +45,7 @@ class Tokens:
     spans: Any = None
     roles: tuple[str, ...] = ()
     bos: str = "given"
+    planned: Any = None
 
     @classmethod
     def from_ids(cls, ids: Any, mask: Any = None, *, bos: str = "given") -> "Tokens":
@@ -78,7 +81,7 @@ class Tokens:
 
     def arrays_only(self) -> "Tokens":
         """The same tokens without chat spans and labels: what a compiled program takes."""
-        return Tokens(self.ids, self.mask, self.positions, self.types)
+        return Tokens(self.ids, self.mask, self.positions, self.types, planned=self.planned)
 
     def padded(self, length: int) -> "Tokens":
         """The same prompts with `length` columns: padding added on the right, or cut where every column is padding."""

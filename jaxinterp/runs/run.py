@@ -148,4 +148,4 @@ def _from_layer(trace: Trace, first: int, end: int) -> Trace:
 
 def labelled(padded: Tokens, given: Tokens) -> Tokens:
     """Padded tokens with the spans, roles and BOS of the given ones."""
-    return Tokens(padded.ids, padded.mask, padded.positions, padded.types, given.spans, given.roles, given.bos)
+    return Tokens(padded.ids, padded.mask, padded.positions, padded.types, given.spans, given.roles, given.bos, padded.planned)
