@@ -23,8 +23,8 @@ from jaxinterp.runs.writing import Writing
 from tests.programs import compiled
 from tests.tiny import CONFIGS, params, prompts
 
-QUICK = ("qwen3", "gemma", "bloom", "oss", "mixed")  # the others, and every family, with `make parity`
-CAUSAL = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.parity) for name, config in CONFIGS.items() if config.causal]
+KINDS = ("qwen3", "gemma", "bloom", "oss", "mixed")  # the others, and every family, with `make parity`
+CAUSAL = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.parity) for name, config in CONFIGS.items() if config.causal]
 ALONE = ("gemma", "mixed", "oss")  # also with weights a layer at a time: rings of their own sizes, groups, sinks
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 NEW = 7
