@@ -37,6 +37,7 @@ from jaxinterp.model.edits import Edit
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.selection import at
 from jaxinterp.model.sites import check_site, site_of
+from jaxinterp.model.stack import check_stacked
 from jaxinterp.model.tokens import Tokens
 from jaxinterp.model.trace import Trace
 from jaxinterp.runs.program import bucket
@@ -230,6 +231,7 @@ def direct_logit_attribution(
         raise InputError("direct_logit_attribution(): this model has no unembedding, so there are no logits to attribute.")
     if by == "neuron":
         check_site("mlp_post", config)
+    check_stacked(lm.params, "direct_logit_attribution()")
     needed = needed_sites(config, by)
     if isinstance(trace, Trace):
         if edits:

@@ -91,6 +91,16 @@ def is_by_layer(stacks: Sequence[Any]) -> bool:
     return isinstance(stacks[0], tuple)
 
 
+def check_stacked(params: Params, what: str) -> None:
+    """Refuse weights that lie a layer at a time where stacks are needed.
+
+    Raises:
+        InputError: saying how to get stacks.
+    """
+    if is_by_layer(params["blocks"]):
+        raise InputError(f"{what} takes weights in stacks, and these lie a layer at a time: pass lm.stacked().")
+
+
 def _one_by_one(step: Callable[..., Any], carry: Any, xs: Sequence[Any]) -> tuple[Any, Captured]:
     """`lax.scan` as a Python loop."""
     outs = []

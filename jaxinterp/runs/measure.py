@@ -15,7 +15,7 @@ from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit, check_edits
 from jaxinterp.model.language_model import LanguageModel
 from jaxinterp.model.selection import POSITIONAL
-from jaxinterp.model.stack import is_by_layer
+from jaxinterp.model.stack import check_stacked
 from jaxinterp.model.tokens import Tokens, check_ids
 from jaxinterp.runs.cells import Cells, FromRun, gather_cells, reach
 from jaxinterp.runs.cost import Cost
@@ -222,8 +222,7 @@ def _prepare(
     lm: LanguageModel, base: Tokens, other: Tokens | None, cells: Sequence[Sequence[Edit]], metric: Any, same_until: np.ndarray | None,
     align: np.ndarray | None, edits: Sequence[Edit], other_edits: Sequence[Edit] | None, precision: str | None,
 ) -> _Job:  # fmt: skip
-    if is_by_layer(lm.params["blocks"]):
-        raise InputError("Sweeps run from a layer that is data, so they take weights in stacks: pass lm.stacked().")
+    check_stacked(lm.params, "A sweep")
     for tokens, group in ((base, edits), (other, other_edits or ())):
         if tokens is not None:
             check_ids(tokens, lm.config.d_vocab, lm.config.n_ctx)

@@ -121,6 +121,19 @@ def test_what_has_no_gradient_is_refused(lm: ji.LanguageModel) -> None:
         ji.gradients(moe, ids, METRIC, ["expert_index"])
 
 
+def test_weights_a_layer_at_a_time_have_gradients_and_are_refused_where_stacks_are_needed(lm: ji.LanguageModel) -> None:
+    ids = np.asarray(prompts(lm.config, (4,)).ids)
+    apart = lm.by_layer()
+    near(ji.gradients(apart, ids, METRIC, ["z"])["z"], ji.gradients(lm, ids, METRIC, ["z"])["z"])
+    for call in (
+        lambda: ji.direct_logit_attribution(apart, ids, METRIC),
+        lambda: ji.attribution_patch(apart, ids, (ids + 1) % 50, METRIC, "z"),
+        lambda: ji.patch(apart, ids, (ids + 1) % 50, METRIC, "z"),
+    ):
+        with pytest.raises(ji.InputError, match=r"pass lm\.stacked\(\)"):
+            call()
+
+
 def test_a_gradient_too_large_for_memory_is_refused(lm: ji.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxinterp.runs import plan
 

@@ -29,6 +29,7 @@ from jaxinterp.model.edits import Edit, check_edits
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.rules import Rules
 from jaxinterp.model.sites import check_site, site_of
+from jaxinterp.model.stack import check_stacked
 from jaxinterp.model.tokens import Tokens, check_ids
 from jaxinterp.runs.measure import precise
 from jaxinterp.runs.program import bucket
@@ -233,6 +234,7 @@ class Job:
         softmax: str, slopes_at: str, precision: str | None,
     ) -> "Job":  # fmt: skip
         config = lm.config
+        check_stacked(lm.params, "attribution_patch()")
         for tokens, group in zip((pair.base, pair.other), (edits[0], edits[1] or ()), strict=True):
             check_ids(tokens, config.d_vocab, config.n_ctx)
             check_edits(group, config, tokens)
