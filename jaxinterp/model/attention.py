@@ -23,6 +23,9 @@ from jaxinterp.model.rules import clip
 from jaxinterp.model.tap import Tap
 from jaxinterp.model.tokens import Tokens
 
+PAST = "past"
+"""Under which name a block hands back the cache with its new token, beside the sites that were captured."""
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -191,12 +194,14 @@ class Attention(nn.Module):
         """What the heads write [B P D], from `attn_in` [B P D]."""
         q, k, v = self._project(x, tap)
         q, k = tap("q_rot", self._turn(q, "q_norm", place, tap)), tap("k_rot", self._turn(k, "k_norm", place, tap))
+        if isinstance(place.pack, Past):
+            place = dataclasses.replace(place, pack=place.pack.put(k, v))
+            tap.activations[PAST] = place.pack
         left, right = tap.rules.factors(q, k)
         scores = tap("scores", self._scores(left, right, place))
         pattern = tap("pattern", self._pattern(scores, place, tap))
         pattern, v = (pattern, v) if tap.rules.pattern else tap.rules.factors(pattern, v)
-        z = _weighted_values(pattern, v) if place.pack is None else place.pack.weighted(pattern, v)
-        return self._write(tap("z", z), tap)
+        return self._write(tap("z", _weighted(pattern, v, place)), tap)
 
     def _project(self, x: Float[Array, "B P D"], tap: Tap) -> tuple[Array, Array, Array]:
         config = self.config
@@ -228,8 +233,7 @@ class Attention(nn.Module):
     def _scores(self, q: Float[Array, "B Q H E"], k: Float[Array, "B k G E"], place: Place) -> Float[Array, "B H Q K"]:
         config = self.config
         wide = jnp.promote_types(q.dtype, jnp.float32)
-        products = _products(q, k, wide) if place.pack is None else place.pack.products(q, k, wide)
-        scores = products * jnp.asarray(place.scale, wide)
+        scores = _products(q, k, place, wide) * jnp.asarray(place.scale, wide)
         if config.positions == "alibi":
             slopes = jnp.asarray(config.alibi_slopes or alibi_slopes(config.n_heads), wide)
             scores = scores - slopes[None, :, None, None] * (place.behind if config.causal else jnp.abs(place.behind))
@@ -257,13 +261,23 @@ class Attention(nn.Module):
         return out
 
 
-def _products(q: Float[Array, "B Q H E"], k: Float[Array, "B K G E"], dtype: Any) -> Float[Array, "B H Q K"]:
+def _products(q: Float[Array, "B Q H E"], k: Float[Array, "B k G E"], place: Place, dtype: Any) -> Float[Array, "B H Q K"]:
+    """Products q . k of every query and the keys that it may see, before they are scaled."""
+    if isinstance(place.pack, Past):
+        return place.pack.products(q, dtype)
+    if place.pack is not None:
+        return place.pack.products(q, k, dtype)
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
     products = jnp.einsum("BQGRE,BKGE->BGRQK", grouped, k, preferred_element_type=dtype)
     return products.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
 
 
-def _weighted_values(pattern: Float[Array, "B H Q K"], v: Float[Array, "B K G E"]) -> Float[Array, "B Q H E"]:
+def _weighted(pattern: Float[Array, "B H Q K"], v: Float[Array, "B k G E"], place: Place) -> Float[Array, "B Q H E"]:
+    """The values that every query sees, weighted."""
+    if isinstance(place.pack, Past):
+        return place.pack.weighted(pattern, v.dtype)
+    if place.pack is not None:
+        return place.pack.weighted(pattern, v)
     batch, heads, queries, keys = pattern.shape
     grouped = pattern.reshape(batch, v.shape[2], heads // v.shape[2], queries, keys)
     z = jnp.einsum("BGRQK,BKGE->BQGRE", grouped.astype(v.dtype), v)

@@ -7,6 +7,8 @@ post        x = ln1(x + attn(x));             x = ln2(x + mlp(x))
 parallel    x = x + attn(ln1(x)) + mlp(ln2(x)), or with ln1 for both
 """
 
+from typing import Any
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -30,7 +32,7 @@ class Block(nn.Module):
     experts: bool = False
 
     @nn.compact
-    def __call__(self, resid: Float[Array, "B P D"], place: Place, tap: Tap) -> tuple[Float[Array, "B P D"], dict[str, Array]]:
+    def __call__(self, resid: Float[Array, "B P D"], place: Place, tap: Tap) -> tuple[Float[Array, "B P D"], dict[str, Any]]:
         """The residual stream after the block, and what the tap recorded."""
         config = self.config
         before = config.norm_position in ("pre", "sandwich")

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.model.attention import Place, layer_place
-from jaxinterp.model.cache import Cache, Past, caches_of, columns_of, fill, put, slots_of
+from jaxinterp.model.attention import PAST, Place, layer_place
+from jaxinterp.model.cache import Cache, Past, caches_of, columns_of, fill, slots_of
 from jaxinterp.model.config import Group, TransformerConfig
 from jaxinterp.model.edits import Edit
 from jaxinterp.model.position import rotary_tables
@@ -39,7 +39,7 @@ def prefill(
         params: the weights.
         tokens: prompts that end in one column, with padding on the left; columns after it are ignored.
         config: the architecture, a causal one.
-        capacity: columns that the whole text will have (static).
+        capacity: columns that the cache has room for (static); see `cache.grown`.
         requests: what to capture, by site.
         edits: interventions.
         ring: whether layers with a sliding window keep no more than it.
@@ -71,24 +71,23 @@ def prefill(
 
 def step(
     params: Params, ids: Int[Array, "B"], cache: Cache, config: TransformerConfig, *, requests: Mapping[str, At] | None = None,
-    edits: Sequence[Edit] = (), active: Bool[Array, "n"] | None = None, width: int | None = None, dtype: Any = None,
+    edits: Sequence[Edit] = (), active: Bool[Array, "n"] | None = None, dtype: Any = None,
 ) -> tuple[Float[Array, "B V"], Cache, dict[str, Array]]:  # fmt: skip
     """Logits after one more token of every row, the cache with it, and what was captured of it.
 
     Args:
         params: the weights.
         ids: the new tokens.
-        cache: of all tokens before.
+        cache: of all tokens before, with room for one more.
         config: the architecture.
         requests: what to capture, by site; positions and keys whole.
         edits: interventions, their negative positions resolved.
         active: which of them act on this token, as data; None is all.
-        width: slots of each layer that attention looks at (static): the new token's column must lie below it. None is all.
         dtype: type to compute in.
     """
     requests = requests or {}
     dtype = jnp.dtype(dtype) if dtype is not None else params["embed"]["W_E"].dtype
-    decoding = _Step(ids, cache, config, requests, edits, active, width, jnp.promote_types(dtype, jnp.float32))
+    decoding = _Step(ids, cache, config, requests, edits, active, jnp.promote_types(dtype, jnp.float32))
     outside = decoding.tap()
     resid = embed(params, decoding.token, config, outside, dtype)
     run = decoding.run_layers if is_by_layer(params["blocks"]) else decoding.run_stacks
@@ -114,19 +113,18 @@ class _Step:
 
     def __init__(
         self, ids: Array, cache: Cache, config: TransformerConfig, requests: Mapping[str, At], edits: Sequence[Edit], active: Any,
-        width: int | None, wide: Any,
+        wide: Any,
     ) -> None:  # fmt: skip
-        self.config, self.cache, self.width, self.wide = config, cache, width, wide
+        self.config, self.cache, self.wide = config, cache, wide
         position = (cache.column - cache.padding)[:, None]
         self.token = Tokens(ids[:, None], jnp.ones(position.shape, bool), position, planned=cache.planned)
         self.rotary = rotary_tables(config, position, cache.planned, wide) if config.positions == "rotary" else None
         slots = max(kept.shape[-2] for kept in cache.k)
         keys, seen = self._keys(slots)
         rows = Rows(self.token, self.token, Tokens(jnp.zeros_like(keys), seen, keys))
-        self._wanted = [site for site in requests if SITES[site].per_layer]
         make = functools.partial(Tap, self.token, config, edits=edits, rows=rows, active=active)
         self.tap = functools.partial(make, requests={site: At() for site in requests if not SITES[site].per_layer})
-        inside = functools.partial(make, requests=dict.fromkeys((*self._wanted, *KEPT), At()))
+        inside = functools.partial(make, requests={site: At() for site in requests if SITES[site].per_layer})
         self._runner = Runner(config, inside, lambda layer: self._place(layer, slots, None), edits)
 
     def run_stacks(self, stacks: Sequence[Any], resid: Array) -> tuple[Array, tuple[Any, Any], dict[str, Array]]:
@@ -145,18 +143,9 @@ class _Step:
         return resid, (tuple(kept[0]), tuple(kept[1])), {site: jnp.concatenate(values) for site, values in pieces.items()}
 
     def _scanned(self, group: Group, carry: tuple[Array, Array, Array], xs: Any) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
-        (resid, *kept), (number, weights, own) = carry, xs
-        slots = kept[0].shape[-2]
-        seen = self._seen(slots)
-        slot, zero = self.cache.column % slots, jnp.zeros_like(number)
-        sizes = (*kept[0].shape[1:3], seen, kept[0].shape[4])
-        here = [jax.lax.dynamic_slice(part, (number, zero, zero, zero, zero), (1, *sizes))[0] for part in kept]
-        resid, captured, new = self._block(group, number + group.start, resid, weights, own, here, slots)
-        kept = [
-            jax.lax.dynamic_update_slice(part, jnp.moveaxis(value, 1, 2)[None].astype(part.dtype), (number, zero, zero, slot, zero))
-            for part, value in zip(kept, new, strict=True)
-        ]
-        return (resid, kept[0], kept[1]), captured
+        (resid, k, v), (number, weights, own) = carry, xs
+        resid, captured, k, v = self._block(group, number + group.start, resid, weights, own, (k, v), number)
+        return (resid, k, v), captured
 
     def run_layers(self, stacks: Sequence[Any], resid: Array) -> tuple[Array, tuple[Any, Any], dict[str, Array]]:
         """The same, a layer after the other."""
@@ -165,29 +154,26 @@ class _Step:
         for group, layers in zip(self.config.groups, stacks, strict=True):
             for layer, weights in enumerate(layers, group.start):
                 before = (self.cache.k[layer], self.cache.v[layer])
-                slots = before[0].shape[-2]
-                here = [part[:, :, : self._seen(slots)] for part in before]
-                resid, captured, new = self._block(group, jnp.asarray(layer), resid, weights, self._runner.own_at(layer), here, slots)
-                for parts, part, value in zip(kept, before, new, strict=True):
-                    parts.append(put(part, value, self.cache.column % slots))
+                resid, captured, k, v = self._block(group, jnp.asarray(layer), resid, weights, self._runner.own_at(layer), before, None)
+                kept[0].append(k)
+                kept[1].append(v)
                 for site, value in captured.items():
                     pieces.setdefault(site, []).append(value)
         return resid, (tuple(kept[0]), tuple(kept[1])), {site: jnp.stack(values) for site, values in pieces.items()}
 
     def _block(
-        self, group: Group, layer: Array, resid: Array, weights: Any, own: Any, here: Sequence[Array], slots: int
-    ) -> tuple[Array, dict[str, Array], tuple[Array, Array]]:
-        """The residual stream after a block, what was captured, and the new token's key and value."""
-        place = self._place(layer, slots, Past(here[0], here[1], self.cache.column % slots))
+        self, group: Group, layer: Array, resid: Array, weights: Any, own: Any, kept: tuple[Array, Array], number: Array | None
+    ) -> tuple[Array, dict[str, Any], Array, Array]:
+        """The residual stream after a block, what was captured, and the keys and values that are kept, with the new token's."""
+        slots = kept[0].shape[-2]
+        place = self._place(layer, slots, Past(kept[0], kept[1], self.cache.column % slots, number))
         resid, found = self._runner.block(group, layer, resid, weights, own, place)
-        return resid, {site: found[site] for site in self._wanted if site in found}, (found["k_rot"], found["v"])
-
-    def _seen(self, slots: int) -> int:
-        return slots if self.width is None else min(slots, self.width)
+        past: Any = found.pop(PAST)
+        return resid, found, past.k, past.v
 
     def _keys(self, slots: int) -> tuple[Int[Array, "B K"], Bool[Array, "B K"]]:
         """The position that each slot holds, and whether it holds any."""
-        keys = columns_of(slots, self._seen(slots), self.cache.column)[None] - self.cache.padding[:, None]
+        keys = columns_of(slots, self.cache.column)[None] - self.cache.padding[:, None]
         return keys, keys >= 0
 
     def _place(self, layer: Array, slots: int, past: Past | None) -> Place:

@@ -23,7 +23,7 @@ from jaxinterp.model.sites import SITES, site_of
 from jaxinterp.model.tap import Tap
 from jaxinterp.model.tokens import Tokens
 
-Captured = dict[str, Array]
+Captured = dict[str, Any]
 Params = Mapping[str, Any]
 
 

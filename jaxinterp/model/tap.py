@@ -60,7 +60,7 @@ class Tap:
         """
         self._rows = rows or tokens
         self.rules = rules or Rules()
-        self.activations: dict[str, Array] = {}
+        self.activations: dict[str, Any] = {}
         self.chosen: Int[Array, "B P S"] | None = None
         self._tokens, self._config, self._layer, self._dtype = tokens, config, layer, dtype
         self._edits = list(zip(edits, arguments if arguments is not None else [edit.arguments for edit in edits], strict=True))

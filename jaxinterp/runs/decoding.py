@@ -2,8 +2,8 @@
 
 One `lax.while_loop` makes any number of tokens: how many, at which steps edits act, how tokens are chosen and which end a text
 are data, so that a call for one token (streaming) and a call for a thousand are the same program. What is compiled
-anew are shapes: of the batch, of the prompts' bucket, of the whole text's, and of the slots that attention looks at, which
-double as the text grows.
+anew are shapes: of the batch, of the prompts' bucket, of the whole text's, and of the cache, whose slots double as the text grows,
+so that attention looks at no more than twice what is used.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.model.cache import Cache
+from jaxinterp.model.cache import Cache, grown
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.decode import prefill, step
 from jaxinterp.model.edits import Edit
@@ -26,7 +26,7 @@ from jaxinterp.model.tokens import Tokens
 from jaxinterp.runs.sampling import Sampling, choose
 
 NARROWEST = 256
-"""Slots that attention looks at in a short text; then twice as many, and so on."""
+"""Slots of the cache of a short text; then twice as many, and so on."""
 
 PAD = 0
 
@@ -77,18 +77,20 @@ def matmul_precision(precision: str | None) -> Any:
 
 
 def width_of(columns: int, capacity: int) -> int:
-    """Slots that attention looks at in a text of so many columns."""
+    """Slots of the cache of a text that has so many columns so far, and `capacity` at the end."""
     width = NARROWEST
     while width < columns:
         width *= 2
     return min(width, capacity)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "room", "ring", "scored", "dtype", "capture_dtype", "precision"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "capacity", "slots", "room", "ring", "scored", "dtype", "capture_dtype", "precision")
+)
 def start_program(
     params: Any, tokens: Tokens, sampling: Sampling, stop_ids: Any, requests: dict[str, At], edits: Sequence[Edit],
-    config: TransformerConfig, capacity: int, room: int, ring: bool, scored: bool, dtype: str | None, capture_dtype: str | None,
-    precision: str | None,
+    config: TransformerConfig, capacity: int, slots: int, room: int, ring: bool, scored: bool, dtype: str | None,
+    capture_dtype: str | None, precision: str | None,
 ) -> State:  # fmt: skip
     """The state after the prompts, each with its first new token.
 
@@ -101,6 +103,7 @@ def start_program(
         edits: those that act on the prompt.
         config: static.
         capacity: columns of the whole text (static).
+        slots: columns that the cache has room for (static).
         room: places for new tokens (static).
         ring: whether layers with a sliding window keep no more than it (static).
         scored: whether scores are kept (static).
@@ -109,7 +112,7 @@ def start_program(
         precision: static.
     """
     with matmul_precision(precision):
-        logits, cache, found = prefill(params, tokens, config, capacity, requests=requests, edits=edits, ring=ring, dtype=dtype)
+        logits, cache, found = prefill(params, tokens, config, slots, requests=requests, edits=edits, ring=ring, dtype=dtype)
     batch, columns = tokens.ids.shape
     row = jnp.arange(batch)[:, None]
     wide = jnp.promote_types(logits.dtype, jnp.float32)
@@ -130,18 +133,16 @@ def start_program(
     return _chosen(state, logits, sampling, stop_ids)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "width", "dtype", "precision"), donate_argnames=("state",)
-)  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "precision"), donate_argnames=("state",))
 def decode_program(
     params: Any, state: State, sampling: Sampling, stop_ids: Any, requests: dict[str, At], edits: Sequence[Edit], acts: Any, until: Any,
-    config: TransformerConfig, width: int, dtype: str | None, precision: str | None,
+    config: TransformerConfig, dtype: str | None, precision: str | None,
 ) -> State:  # fmt: skip
     """The state after `until` new tokens have been run, or as many as there were before every row ended.
 
     Args:
         params: the weights.
-        state: of before; its buffers are written over.
+        state: of before, its cache with room for `until` tokens; its buffers are written over.
         sampling: how tokens are chosen.
         stop_ids: ids that end a text.
         requests: what to capture.
@@ -149,7 +150,6 @@ def decode_program(
         acts: [n N], at which new tokens each of them acts.
         until: as data.
         config: static.
-        width: slots that attention looks at; enough for the last token (static).
         dtype: static.
         precision: static.
     """
@@ -158,7 +158,7 @@ def decode_program(
         column = state.cache.column
         logits, cache, found = step(
             params, state.token, state.cache, config, requests=requests, edits=edits,
-            active=jax.lax.dynamic_index_in_dim(acts, state.steps, 1, keepdims=False), width=width, dtype=dtype,
+            active=jax.lax.dynamic_index_in_dim(acts, state.steps, 1, keepdims=False), dtype=dtype,
         )  # fmt: skip
         captured = {site: _stored(state.captured[site], value, axes_of(site, requests, config), column) for site, value in found.items()}
         state = dataclasses.replace(state, cache=cache, captured=captured, steps=state.steps + 1)
@@ -169,6 +169,12 @@ def decode_program(
 
     with matmul_precision(precision):
         return jax.lax.while_loop(more, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots", "ring"))
+def grow_program(cache: Cache, config: TransformerConfig, slots: int, ring: bool) -> Cache:
+    """The cache with more slots."""
+    return grown(cache, config, slots, ring=ring)
 
 
 def _chosen(state: State, logits: Array, sampling: Sampling, stop_ids: Any) -> State:

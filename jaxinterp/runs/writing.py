@@ -1,6 +1,7 @@
 """One generation at work: its checked arguments, its state on the device, and what the host knows of each row."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxinterp.model.stack import is_by_layer
 from jaxinterp.model.tokens import Tokens, check_ids
 from jaxinterp.model.trace import Trace
 from jaxinterp.model.transformer import Sites, canonical_sites
-from jaxinterp.runs.decoding import State, axes_of, decode_program, start_program, width_of
+from jaxinterp.runs.decoding import State, axes_of, decode_program, grow_program, start_program, width_of
 from jaxinterp.runs.generation import Generation, How
 from jaxinterp.runs.kept import code_of
 from jaxinterp.runs.moments import aligned, moments
@@ -100,6 +101,7 @@ class Writing:
         self._room = bucket(max(self.limit + 1, FEWEST), context + 1)
         touched = {*self._requests, *(edit.site for edit in edits), *(name for edit in edits for name in edit.reads)}
         self._ring = not any("K" in SITES[site].axes for site in touched)
+        self._slots = width_of(self.columns + 1, self._capacity)
 
     @property
     def planned(self) -> dict[str, int]:
@@ -108,7 +110,11 @@ class Writing:
         item = jnp.dtype(self._types["dtype"] or self.lm.params["embed"]["W_E"].dtype).itemsize
         kept = jnp.dtype(self._capture).itemsize if self._capture else item
         layers = is_by_layer(self.lm.params["blocks"])
-        parts = {"the cache": cache_bytes(config, self.batch, self._capacity, item, by_layer=layers, ring=self._ring)}
+        size = functools.partial(cache_bytes, config, self.batch, itemsize=item, by_layer=layers, ring=self._ring)
+        slots = [width_of(self.columns + 1, self._capacity)]
+        while slots[-1] < self._capacity:
+            slots.append(width_of(slots[-1] + 1, self._capacity))
+        parts = {"the cache": sum(map(size, slots[-2:]))}  # while it grows, the one before is there too
         parts |= {site: kept * _size(site, request, config, self.batch, self._capacity) for site, request in self._requests.items()}
         return parts | ({"scores": self.batch * self._room * config.d_vocab * max(item, 4)} if self._scored else {})
 
@@ -153,19 +159,22 @@ class Writing:
         edits = tuple(pad_edit(edit, self.columns, self._width, config) for edit in self._moments.prompt)
         return start_program(
             lm.params, tokens, self._sampling, self._stop_ids, self._requests, edits, config=config, capacity=self._capacity,
-            room=self._room, ring=self._ring, scored=self._scored, capture_dtype=self._capture, **self._types,
+            slots=self._slots, room=self._room, ring=self._ring, scored=self._scored, capture_dtype=self._capture, **self._types,
         )  # fmt: skip
 
     def _decode(self, tokens: int) -> int:
-        """Runs at most so many tokens, as far as one width of attention reaches; how many."""
+        """Runs at most so many tokens, as far as the cache has room; how many."""
         steps = int(self._state.steps)
-        width = width_of(self.columns + steps + 1, self._capacity)
-        until = min(steps + tokens, self._until, width - self.columns)
+        slots = width_of(self.columns + steps + 1, self._capacity)
+        if slots > self._slots:
+            cache = grow_program(self._state.cache, config=self.lm.config, slots=slots, ring=self._ring)
+            self._state, self._slots = dataclasses.replace(self._state, cache=cache), slots
+        until = min(steps + tokens, self._until, slots - self.columns)
         acts = np.zeros((len(self._moments.new), self._room), bool)
         acts[:, : self.limit] = self._moments.acts
         self._state = decode_program(
             self.lm.params, self._state, self._sampling, self._stop_ids, self._requests, self._moments.new, acts, np.int32(until),
-            config=self.lm.config, width=width, **self._types,
+            config=self.lm.config, **self._types,
         )  # fmt: skip
         return max(int(self._state.steps) - steps, 1)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,29 @@ def test_layers_with_a_window_keep_a_ring_and_memory_is_as_planned() -> None:
     run = Writing(LM.by_layer(), PROMPTS, 40)
     run.advance(40)
     state = run._state
-    assert [kept.shape[2] for kept in state.cache.k] == [64, 3, 64] and state.cache.nbytes == sum(run.planned.values())
+    assert [kept.shape[1] for kept in state.cache.k] == [64, 3, 64] and state.cache.nbytes == sum(run.planned.values())
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     live = len(jax.live_arrays())
     result = run.result()
     np.testing.assert_array_equal(result.ids, generate(LM, PROMPTS, 40).ids)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(run._state)) == stored and len(jax.live_arrays()) <= live + 12
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_token_is_written_into_the_cache_in_place(by_layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled loop holds no copy of an array of the cache: it would be made for every token."""
+    texts, program = [], decoding.decode_program
+
+    def kept(*args: Any, **static: Any) -> Any:
+        texts.append((program.lower(*args, **static).compile().as_text(), args[1].cache.k[0].shape))
+        return program(*args, **static)
+
+    monkeypatch.setattr("jaxinterp.runs.writing.decode_program", kept)
+    lm = ji.LanguageModel(params(CONFIGS["llama"]), CONFIGS["llama"])
+    generate(lm.by_layer() if by_layer else lm, np.ones((5, 4), np.int32), 3)
+    text, shape = texts[0]
+    shown = re.escape(f"f32[{','.join(map(str, shape))}]")
+    assert re.search(rf"{shown}\S* (fusion|dynamic-update-slice)\(", text) and not re.search(rf"{shown}\S* copy\(", text)
 
 
 def test_attention_looks_at_no_more_slots_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +246,12 @@ def test_attention_looks_at_no_more_slots_than_are_used(monkeypatch: pytest.Monk
     monkeypatch.setattr(decoding, "NARROWEST", 8)
     widths = []
     program = decoding.decode_program
-    monkeypatch.setattr("jaxinterp.runs.writing.decode_program", lambda *a, **k: (widths.append(k["width"]), program(*a, **k))[1])
+
+    def seen(*args: Any, **static: Any) -> Any:
+        widths.append(args[1].cache.k[0].shape[-2])
+        return program(*args, **static)
+
+    monkeypatch.setattr("jaxinterp.runs.writing.decode_program", seen)
     np.testing.assert_array_equal(generate(LM, PROMPTS, 40).ids, plain.ids)
     assert widths == [8, 16, 32, 64]
 
