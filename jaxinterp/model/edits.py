@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import InputError
+from jaxinterp.model import directions
 from jaxinterp.model.config import TransformerConfig
-from jaxinterp.model.norm import at_least_float32
 from jaxinterp.model.selection import SELECTORS, Heads, Rows, check_selection, pick, selection_mask
 from jaxinterp.model.sites import SITES, Site, check_site, site_of
 from jaxinterp.model.tokens import Tokens, concrete
@@ -125,14 +125,50 @@ def zero(site: str, **selection: Any) -> Edit:
     return _edit(site, "zero", _zero, (), selection)
 
 
+def steer(site: str, direction: Any, strength: Any, *, relative: bool = False, **selection: Any) -> Edit:
+    """The selected part moves along a direction: x + strength d; relative to its own norm: x + strength |x| d / |d|.
+
+    It is `add` with the strength apart, so that a sweep or a gradient of strengths shares the direction.
+
+    Args:
+        site: the site to change.
+        direction: along the site's last axis; shapes as for `replace`.
+        strength: a number, [B 1 1] for one of each prompt, or anything else that broadcasts.
+        relative: whether the step is a multiple of the value's norm at each position, over the last axis.
+        **selection: as for `replace`.
+    """
+    function = directions.shift_relative if relative else directions.shift
+    return _edit(site, "steer", function, (_direction("steer", direction), strength), selection, mixes=_last_axis(site))
+
+
+def steer_if(site: str, direction: Any, strength: Any, condition: Any, threshold: Any, *, below: bool = False, **selection: Any) -> Edit:
+    """`steer` only at positions where the value's cosine with `condition` is over (or `below`) a threshold from -1 to 1.
+
+    After conditional activation steering (Lee et al. 2024, arXiv:2409.05907), a token at a time. A step has no slope along
+    the condition; see `ji.steering.gate` for one decision a prompt.
+
+    Args:
+        site: the site to change.
+        direction: as for `steer`.
+        strength: as for `steer`.
+        condition: a direction, in the same way.
+        threshold: from -1 to 1.
+        below: whether it acts under the threshold instead of over it.
+        **selection: as for `replace`.
+    """
+    function = directions.shift_below if below else directions.shift_above
+    given = (_direction("steer_if", direction), strength, _direction("steer_if", condition), threshold)
+    return _edit(site, "steer_if", function, given, selection, mixes=_last_axis(site))
+
+
 def project_out(site: str, direction: Any, **selection: Any) -> Edit:
     """The component along `direction` is removed: x - (x . d) d with d of unit length, over the site's last axis."""
-    return _edit(site, "project_out", _project_out, (_direction("project_out", direction),), selection, mixes=_last_axis(site))
+    return _edit(site, "project_out", directions.project_out, (_direction("project_out", direction),), selection, mixes=_last_axis(site))
 
 
 def clamp(site: str, direction: Any, low: Any, high: Any, **selection: Any) -> Edit:
     """The coordinate along the unit vector of `direction` is clipped to [low, high]: x + (clip(x . d) - x . d) d."""
-    return _edit(site, "clamp", _clamp, (_direction("clamp", direction), low, high), selection, mixes=_last_axis(site))
+    return _edit(site, "clamp", directions.clamp, (_direction("clamp", direction), low, high), selection, mixes=_last_axis(site))
 
 
 def swap(site: str, a: Any, b: Any, **selection: Any) -> Edit:
@@ -140,7 +176,7 @@ def swap(site: str, a: Any, b: Any, **selection: Any) -> Edit:
 
     x - 2 (x . u) u with u the unit vector of a/|a| - b/|b|; what is orthogonal to both stays. Equal directions change nothing.
     """
-    return _edit(site, "swap", _swap, (_direction("swap", a), _direction("swap", b)), selection, mixes=_last_axis(site))
+    return _edit(site, "swap", directions.swap, (_direction("swap", a), _direction("swap", b)), selection, mixes=_last_axis(site))
 
 
 def knockout(
@@ -235,32 +271,6 @@ def _zero(x: Array) -> Array:
     return jnp.zeros_like(x)
 
 
-def _unit(direction: Array) -> Array:
-    wide = at_least_float32(direction)
-    return wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)
-
-
-def _along(x: Array, unit: Array) -> Array:
-    return (at_least_float32(x) * unit).sum(axis=-1, keepdims=True)
-
-
-def _project_out(x: Array, direction: Array) -> Array:
-    unit = _unit(direction)
-    return at_least_float32(x) - _along(x, unit) * unit
-
-
-def _clamp(x: Array, direction: Array, low: Array, high: Array) -> Array:
-    unit = _unit(direction)
-    along = _along(x, unit)
-    return at_least_float32(x) + (jnp.clip(along, low[..., :1], high[..., :1]) - along) * unit
-
-
-def _swap(x: Array, a: Array, b: Array) -> Array:
-    difference = _unit(a) - _unit(b)
-    square = jnp.square(difference).sum(axis=-1, keepdims=True)
-    return at_least_float32(x) - 2 * _along(x, difference) * difference / jnp.where(square == 0, 1, square)
-
-
 # ---------------------------------------------------------------------------------------------------------- applying
 
 
@@ -301,8 +311,8 @@ def apply_edit(
 
 
 def _rows(mask: Array, edit: Edit, site: Site) -> Array:
-    """What the function may see of the value: the mask, whole along the axes that it mixes."""
-    mixed = tuple(i for i, letter in enumerate(site.inner_axes) if any(letter in SELECTORS[name] for name in edit.mixes))
+    """What the function may see of the value: the mask, whole along the axes that it mixes; d_model and d_head are always whole."""
+    mixed = tuple(i for i, letter in enumerate(site.inner_axes) if letter in "DE" or any(letter in SELECTORS[name] for name in edit.mixes))
     return mask.any(axis=mixed, keepdims=True) if mixed else mask
 
 

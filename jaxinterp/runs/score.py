@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import InputError
 from jaxinterp.model.edits import Edit
@@ -98,7 +98,7 @@ def score(
     check_model(lm)
     dtype = check_dtype(dtype)
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    tokens, lengths = _joined(lm, prompts, continuations, bos)
+    tokens, lengths = joined(lm, prompts, continuations, bos)
     check_run(lm.config, tokens, {}, edits, Rules(), None, None, None)
     size, widest = tokens.ids.shape[1], int(lengths.max())
     padded = bucket(size, lm.config.n_ctx) if all(edit.broadcasts for edit in edits) else size
@@ -130,27 +130,40 @@ def _program(
     return jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
 
 
-def _joined(lm: LanguageModel, prompts: Any, continuations: Any, bos: str | bool) -> tuple[Tokens, np.ndarray]:
-    """Prompts with their continuations, and how many tokens those have."""
+def joined(
+    lm: LanguageModel, prompts: Any, continuations: Any, bos: str | bool, what: str = "score()"
+) -> tuple[Tokens, Int[np.ndarray, "B"]]:
+    """Prompts with their continuations, as tokens of the joint text, and how many of those are the continuation's.
+
+    Args:
+        lm: the model.
+        prompts: strings or ids; one for all continuations, or one each.
+        continuations: likewise.
+        bos: as for `run`.
+        what: the caller's name, for messages.
+
+    Raises:
+        InputError: strings beside ids, unequal numbers, something empty, or a token that lies on both sides.
+    """
     after = [continuations] if isinstance(continuations, str) else list(continuations)
     if not after:
-        raise InputError("score(): there is no continuation; expected a string, a list of strings, or lists of ids.")
+        raise InputError(f"{what}: there is no continuation; expected a string, a list of strings, or lists of ids.")
     text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and all(isinstance(prompt, str) for prompt in prompts))
     if text != all(isinstance(each, str) for each in after):
-        raise InputError("score(): prompts and continuations must both be strings, or both ids.")
+        raise InputError(f"{what}: prompts and continuations must both be strings, or both ids.")
     if text:
         before = [prompts] if isinstance(prompts, str) else list(prompts)
-        pairs = _paired(before, after)
-        _check_texts(pairs)
+        pairs = _paired(before, after, what)
+        _check_texts(pairs, what)
         tokens = lm.to_tokens([prompt + each for prompt, each in pairs], bos=bos)
-        return tokens, np.asarray([_count(lm, prompt, each) for prompt, each in pairs], np.int32)
+        return tokens, np.asarray([_count(lm, prompt, each, what) for prompt, each in pairs], np.int32)
     given = lm.to_tokens(prompts)
     rows = [np.asarray(ids)[np.asarray(mask)].tolist() for ids, mask in zip(given.ids, given.mask, strict=True)]
     if all(np.ndim(each) == 0 for each in after):
         after = [after]
-    pairs = _paired(rows, [[int(index) for index in np.asarray(each)] for each in after])
+    pairs = _paired(rows, [[int(index) for index in np.asarray(each)] for each in after], what)
     if any(not each for _, each in pairs):
-        raise InputError("score(): a continuation is empty; expected one or more tokens.")
+        raise InputError(f"{what}: a continuation is empty; expected one or more tokens.")
     width = max(len(prompt) + len(each) for prompt, each in pairs)
     ids, mask = np.zeros((len(pairs), width), np.int32), np.zeros((len(pairs), width), bool)
     for row, (prompt, each) in enumerate(pairs):
@@ -158,16 +171,16 @@ def _joined(lm: LanguageModel, prompts: Any, continuations: Any, bos: str | bool
     return Tokens.from_ids(ids, mask, bos=given.bos), np.asarray([len(each) for _, each in pairs], np.int32)
 
 
-def _paired(before: list[Any], after: list[Any]) -> list[tuple[Any, Any]]:
+def _paired(before: list[Any], after: list[Any], what: str) -> list[tuple[Any, Any]]:
     if len(before) != len(after) and 1 not in (len(before), len(after)):
-        raise InputError(f"score(): {len(after)} continuations for {len(before)} prompts; expected one for each, or one of either.")
+        raise InputError(f"{what}: {len(after)} continuations for {len(before)} prompts; expected one for each, or one of either.")
     size = max(len(before), len(after))
     return list(zip(before * (size if len(before) == 1 else 1), after * (size if len(after) == 1 else 1), strict=True))
 
 
-def _check_texts(pairs: Sequence[tuple[str, str]]) -> None:
+def _check_texts(pairs: Sequence[tuple[str, str]], what: str) -> None:
     if any(not prompt or not each for prompt, each in pairs):
-        raise InputError("score(): a prompt or a continuation is empty; expected one or more tokens of each.")
+        raise InputError(f"{what}: a prompt or a continuation is empty; expected one or more tokens of each.")
     if any(prompt.endswith(" ") or each.endswith(" ") for prompt, each in pairs):
         warnings.warn(
             "A prompt or a continuation ends with a space, which most tokenizers join to the next word: put the space before the word.",
@@ -175,10 +188,10 @@ def _check_texts(pairs: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def _count(lm: LanguageModel, prompt: str, each: str) -> int:
+def _count(lm: LanguageModel, prompt: str, each: str, what: str) -> int:
     """Tokens of the joint text that reach into the continuation."""
     offsets = lm._tokenizer.encode_with_offsets(prompt + each)[1]
     count = sum(end > len(prompt) for _, end in offsets)
     if count == len(offsets):
-        raise InputError(f"score(): the first token of {prompt + each!r} reaches into the continuation, so nothing stands before it.")
+        raise InputError(f"{what}: the first token of {prompt + each!r} reaches into the continuation, so nothing stands before it.")
     return count

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.linear import logistic
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.selection import at
 from jaxinterp.model.sites import check_site
@@ -28,7 +29,6 @@ from jaxinterp.runs.gradients import gradients
 from jaxinterp.runs.run import run
 
 Fit = Literal["logistic", "mean_difference"]
-NEWTON_STEPS = 20
 
 
 @functools.partial(
@@ -203,33 +203,9 @@ def directions_program(
             means = [(side * centred).sum(axis=0) / jnp.maximum(side.sum(), 1) for side in sides]
             direction, bias = means[0] - means[1], -((means[0] - means[1]) * (means[0] + means[1])).sum() / 2
         else:
-            direction, bias = _logistic(centred, y, own, strength)
+            direction, bias = logistic(centred, y, own, strength)
         size = jnp.linalg.norm(direction)
         unit = direction / jnp.where(size == 0, 1, size)
         return unit, (unit * centre[0]).sum() - bias / jnp.where(size == 0, 1, size)
 
     return jax.vmap(lambda labels: jax.vmap(lambda x: one(x, labels))(x))(labels)
-
-
-def _logistic(x: Float[Array, "N D"], y: Float[Array, "N"], weight: Float[Array, "N"], strength: Any) -> tuple[Array, Array]:
-    """Direction and bias of an L2-regularised logistic regression, by Newton's steps on one coefficient an example.
-
-    The direction is a combination x^T a of the examples, so N equations are solved and not D.
-    """
-    scale = jnp.sqrt((weight[:, None] * x**2).sum() / (weight.sum() * x.shape[1]))
-    scale = jnp.where(scale == 0, 1, scale)
-    z = jnp.concatenate([x / scale, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
-    kernel = jnp.einsum("ND,MD->NM", z, z, precision="highest")
-    ridge = strength * weight.sum()
-
-    def step(a: Array, _: Any) -> tuple[Array, None]:
-        # stationary where ridge a = weight (y - sigmoid(K a)); the curvature is weight p (1 - p)
-        p = jax.nn.sigmoid(kernel @ a)
-        residual = weight * (y - p) - ridge * a
-        curvature = weight * p * (1 - p)
-        change = jnp.linalg.solve(ridge * jnp.eye(len(a), dtype=a.dtype) + curvature[:, None] * kernel, residual)
-        return a + change, None
-
-    a, _ = jax.lax.scan(step, jnp.zeros(x.shape[0], x.dtype), None, length=NEWTON_STEPS)
-    whole = a @ z
-    return whole[:-1] / scale, whole[-1]

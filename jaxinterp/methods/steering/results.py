@@ -1,0 +1,64 @@
+"""What results of steering share: grids of layers and strengths, tables of rows, and arrays written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxinterp.errors import InputError
+from jaxinterp.runs.measure import Measured
+
+How = tuple[tuple[str, str], ...]
+
+
+def frame(columns: Mapping[str, Any]) -> Any:
+    """A pandas DataFrame of columns of one length.
+
+    Raises:
+        InputError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("to_dataframe() needs pandas: pip install pandas.") from None
+    return pandas.DataFrame(columns)
+
+
+def write(path: str | Path, arrays: Mapping[str, Any], about: Mapping[str, Any], how: How) -> Path:
+    """Writes arrays as safetensors, with what is about them as JSON and how they were made in the header.
+
+    Args:
+        path: the file.
+        arrays: by name; those that are None are left out.
+        about: by name, JSON values.
+        how: how the result was made.
+    """
+    from safetensors.numpy import save
+
+    kept = {name: np.ascontiguousarray(np.asarray(value)) for name, value in arrays.items() if value is not None}
+    content = save(kept, metadata={**{name: json.dumps(value) for name, value in about.items()}, **dict(how)})
+    draft = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+    return Path(path)
+
+
+def filled(
+    measured: Measured, cells: Sequence[tuple[int, float]], layers: Sequence[int], strengths: Sequence[float]
+) -> Float[np.ndarray, "B L S"]:
+    """A metric on the grid of layers and strengths; that of the plain run where no cell stands, as at strength 0.
+
+    Args:
+        measured: of the cells.
+        cells: (layer, strength) of each.
+        layers: labels of L.
+        strengths: labels of S.
+    """
+    grid = np.broadcast_to(measured.base[:, None, None], (len(measured.base), len(layers), len(strengths))).copy()
+    rows, columns = np.asarray([(layers.index(layer), strengths.index(strength)) for layer, strength in cells]).T
+    grid[:, rows, columns] = measured.values.T
+    return grid
