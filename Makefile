@@ -12,17 +12,20 @@ JAXINTERP_CACHE ?= $(HOME)/.cache/jaxinterp
 JAX_COMPILATION_CACHE_DIR ?= $(JAXINTERP_CACHE)/compiled
 export JAXINTERP_CACHE JAX_COMPILATION_CACHE_DIR
 
-.PHONY: help demo test parity bench lint format types wheel clean
+.PHONY: help demo test notebooks parity bench lint format types wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## a real language model solves a task and shows how
 	@$(BIN)/jaxinterp demo
 
 test: $(VENV)/.installed-dev ## the whole suite: offline, without torch
 	@$(PYTEST) -n 2 $(ARGS)
+
+notebooks: $(VENV)/.installed-dev ## run the lessons of the course in fresh kernels; NAMES=01 for one of them
+	@$(BIN)/python -m notebooks.execute --check $(NAMES)
 
 parity: $(VENV)/.installed-parity ## compare every site of every family with the torch references
 	@$(PYTEST) -m parity $(ARGS)

@@ -19,6 +19,8 @@ SUITES = (
     "attribution",
     "generation",
     "experts",
+    "pruning",
+    "steering",
 )  # each a module here with a SUITE; its results go into <suite>-<platform>.md and .json
 
 EPILOG = """examples:

@@ -10,7 +10,7 @@ from jaxinterp import data
 from jaxinterp.checkpoints.load import load
 from jaxinterp.checkpoints.save import save
 from jaxinterp.errors import CheckpointError, FetchError, InputError, JaxinterpError, MemoryPlanError
-from jaxinterp.methods import attribution, steering
+from jaxinterp.methods import attribution, steering, weights
 from jaxinterp.methods.ablation import OptimalTraining, ablate, greedy, leave_one_out, self_repair
 from jaxinterp.methods.attribution import (
     attribute,
@@ -59,5 +59,5 @@ __all__ = [
     "causal_scrubbing", "causal_trace", "concept_sensitivity", "data", "direct_logit_attribution", "edits", "forward", "generate",
     "gradients", "greedy", "heads", "init_params", "integrated_attribution", "internal_influence", "knockout", "layer_conductance",
     "leave_one_out", "load", "logit_lens", "metrics", "neuron_conductance", "parameter_shapes", "partition_specs", "patch",
-    "path_patch", "plan", "relp", "run", "save", "score", "self_repair", "stack", "steering", "stream", "sweep", "verify",
+    "path_patch", "plan", "relp", "run", "save", "score", "self_repair", "stack", "steering", "stream", "sweep", "verify", "weights",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 The task is indirect object identification (Wang et al. 2022, arXiv:2211.00593): after "When Mary and John went to the
 store, John gave a drink to" the model should say Mary, the name that was not repeated. What the report shows is read
-off one run of two prompts, and off two grids of patched runs:
+off one run of two prompts, and off two grids of patched runs; the last section is about another prompt:
 
     predictions   the softmax of the logits at the last position
     layer by layer   the residual stream after each layer, read by the model's own final norm and unembedding
@@ -13,6 +13,8 @@ off one run of two prompts, and off two grids of patched runs:
     attention     where the heads with the largest parts look from the last position
     patching      the corrupt prompt run again for each layer and position, and for each head, with that one activation
                   of the clean run: what carries the difference (activation patching, Meng et al. 2022)
+    steering      a text continued as it is, and with the direction from bad to good sentences added to the residual
+                  stream (activation addition, Turner et al. 2023, arXiv:2308.10248; see `jaxinterp steer`)
 """
 
 import dataclasses
@@ -40,6 +42,8 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 RIGHT, WRONG = " Mary", " John"
 SHOWN_HEADS = 6
+FEELING, NEW_TOKENS = "When I think about my life, I feel", 20
+PUSHED_LAYER, PUSH, SENTENCES = 12, 2.0, 16
 
 
 def command(
@@ -85,6 +89,7 @@ class Findings:
         patterns: [L H K] attention of the clean prompt's last position.
         stream: effects of patching `resid_pre`, layers by positions.
         patched_heads: effects of patching `z`, layers by heads.
+        texts: how another text goes on as it is, and steered from bad towards good.
     """
 
     tokens: list[str]
@@ -97,6 +102,7 @@ class Findings:
     patterns: "np.ndarray"
     stream: "GridResult"
     patched_heads: "GridResult"
+    texts: tuple[str, ...]
 
     def parts(self) -> "dict[str, np.ndarray]":
         """[B] sums of the parts; the rest is what no component accounts for: biases, and rounding."""
@@ -124,19 +130,24 @@ class Findings:
             "parts": {part: dict(zip(names, values.tolist(), strict=True)) for part, values in self.parts().items()},
             "heads": {f"{layer}.{head}": float(self.heads[0, layer, head]) for layer, head in self.strongest(20)},
             "patching": {"resid_pre": self.stream.effects.tolist(), "z": self.patched_heads.effects.tolist()},
+            "steering": {"prompt": FEELING, "plain": self.texts[0], "steered": self.texts[1], "layer": PUSHED_LAYER, "strength": PUSH},
         }
 
 
 def experiment(lm: "LanguageModel") -> Findings:
-    """Run both prompts once and read everything off that run; then patch one with the other, cell by cell."""
+    """Run both prompts once and read everything off that run; patch one with the other, cell by cell; then steer another text."""
     import numpy as np
 
     import jaxinterp as ji
+    from jaxinterp.data.sentiment import sentiment
+    from jaxinterp.methods.steering.difference import mean_difference
 
     trace = ji.run(lm, [CLEAN, CORRUPT], sites=["embed", "z", "mlp_out", "resid_post", "pattern"])
     metric = ji.metrics.logit_difference(RIGHT, WRONG)
     lens = ji.logit_lens(lm, trace, position=-1, tokens=[RIGHT, WRONG])
     parts = ji.direct_logit_attribution(lm, trace, metric, by="head")
+    good, bad = (side[:SENTENCES] for side in (sentiment(lm).positive, sentiment(lm).negative))
+    vector = mean_difference(lm, good, bad, layers=PUSHED_LAYER, folds=0)
     return Findings(
         tokens=lm.to_strings(trace.tokens)[0],
         predictions=trace.top(5),
@@ -148,6 +159,7 @@ def experiment(lm: "LanguageModel") -> Findings:
         patterns=np.asarray(trace.at("pattern", query=-1)[:, 0]),
         stream=ji.patch(lm, CLEAN, CORRUPT, metric),
         patched_heads=ji.patch(lm, CLEAN, CORRUPT, metric, "z", over=("layer", "head")),
+        texts=ji.generate(lm, [FEELING] * 2, NEW_TOKENS, edits=vector.add(PUSH, layer=PUSHED_LAYER, batch=1)).text,
     )
 
 
@@ -188,6 +200,12 @@ def picture(found: Findings, provenance: dict[str, str]) -> "View":
             f"{found.patched_heads.effects.size} times with one clean head: 1 is the clean answer, 0 the corrupt one. The repeated name "
             "carries it up to the layers where heads move it to the last position.",
             (found.stream.view("Residual stream"), found.patched_heads.view("Heads, all positions")),
+        ),
+        Section(
+            "Pushing it",
+            f"{FEELING} ...\nThe mean activation of {SENTENCES} good sentences minus that of {SENTENCES} bad ones, about concerts and "
+            f"soups, is a direction. Added {PUSH:g} times after layer {PUSHED_LAYER}, at every token, it changes how this text goes on.",
+            (_steered(found),),
         ),
     ]
     return report("Who gets the drink? Inside a language model", sections, provenance=provenance)
@@ -239,6 +257,13 @@ def _heads(found: Findings) -> "View":
     from jaxinterp.views import heatmap
 
     return heatmap("Direct logit attribution of heads", found.heads[0], ("layer", "head"), normalisation=f"part of {UNIT}, clean prompt")
+
+
+def _steered(found: Findings) -> "View":
+    from jaxinterp.views import table
+
+    goes_on = [f"... {text.strip()}" for text in found.texts]
+    return table("The same text, twice", {"": ("text", ["as it is", "steered"]), "goes on": ("text", goes_on)})
 
 
 def _patterns(found: Findings) -> "View":

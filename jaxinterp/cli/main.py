@@ -1,4 +1,4 @@
-"""jaxinterp on the command line: demo, predict, generate, trace, patch, ablate, attribute, info, models, verify, doctor."""
+"""jaxinterp on the command line: demo, predict, generate, trace, patch, ablate, attribute, steer, prune, info, models, verify, doctor."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 
-from jaxinterp.cli import ablate, attribute, demo, doctor, generate, info, models, patch, predict, trace, verify
+from jaxinterp.cli import ablate, attribute, demo, doctor, generate, info, models, patch, predict, prune, steer, trace, verify
 from jaxinterp.cli.common import INTERRUPTED, guarded
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, predict, generate, trace, patch, ablate, attribute, info, models, verify, doctor):
+for module in (demo, predict, generate, trace, patch, ablate, attribute, steer, prune, info, models, verify, doctor):
     app.command(name=module.NAME, epilog=f"Example: {module.EXAMPLE}")(guarded(module.command))
 
 

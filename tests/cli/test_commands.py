@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 import jaxinterp as ji
 from jaxinterp.checkpoints import load as loading
-from jaxinterp.cli import ablate, attribute, demo, doctor, generate, info, models, patch, predict, trace, verify
+from jaxinterp.cli import ablate, attribute, demo, doctor, generate, info, models, patch, predict, prune, steer, trace, verify
 from tests.cli.conftest import Outcome
 
 Cli = Callable[..., Outcome]
-COMMANDS = (ablate, attribute, demo, doctor, generate, info, models, patch, predict, trace, verify)
+COMMANDS = (ablate, attribute, demo, doctor, generate, info, models, patch, predict, prune, steer, trace, verify)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)

@@ -54,10 +54,17 @@ def test_patching_finds_what_carries_the_difference(found: Findings) -> None:
     assert [divmod(int(flat), 9) for flat in order] == list(known)
 
 
+def test_a_steered_text_stands_beside_the_plain_one(found: Findings) -> None:
+    plain, steered = found.texts
+    assert plain.startswith(" lost. I'm not sure") and steered.startswith(" incredibly grateful to be a part of this community")
+    told = found.as_dict()["steering"]
+    assert (told["plain"], told["steered"]) == (plain, steered)
+
+
 def test_the_report_tells_all_of_it(found: Findings) -> None:
     view = picture(found, {"model": "smollm2"})
     assert [kind for part in view.sections for kind in (inner.kind for inner in part.views)] == [
-        "table", "table", "line", "table", "heatmap", "attention", "heatmap", "heatmap",
+        "table", "table", "line", "table", "heatmap", "attention", "heatmap", "heatmap", "table",
     ]  # fmt: skip
 
 
@@ -70,3 +77,4 @@ def test_the_command_writes_the_report_and_says_where(
     assert outcome.code == 0 and f"report: {out}" in outcome.out and out.read_text(encoding="utf-8").startswith("<!doctype html>")
     numbers = json.loads(cli("demo --json --out", out).out)
     assert numbers["logit_difference"]["clean"] == pytest.approx(6.1196, abs=5e-4)
+    assert numbers["steering"]["steered"][:20] in outcome.out and numbers["steering"]["plain"][:10] in outcome.out

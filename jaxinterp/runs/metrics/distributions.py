@@ -38,7 +38,8 @@ class CrossEntropy(Metric):
             selected = selected[:, :-1]
         else:
             ids, real = _as_wide(ids, mask.shape[1]), mask
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(selected, axis=2), ids[:, :, None], axis=2)[:, :, 0]
+        # not of log_softmax, whose columns would all be written down to pick one
+        chosen = jnp.take_along_axis(selected, ids[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(selected, axis=2)
         return -jnp.where(real, chosen, 0).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
 
 
@@ -62,7 +63,12 @@ SAME_RUN = 1e-6
 @register(data_fields=["reference", "position"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class KLDivergence(Metric):
-    """KL(reference || run) at a position; see `kl_divergence`."""
+    """The mean of KL(reference || run) over positions; see `kl_divergence`.
+
+    Attributes:
+        reference: logits [B V] at one position, [B n V] at several, [B P V] at all.
+        position: int, [n] or [B n]; None is every real position.
+    """
 
     reference: Any
     position: Any
@@ -76,30 +82,62 @@ class KLDivergence(Metric):
             )
 
     def reads(self, tokens: Tokens, config: TransformerConfig | None = None) -> tuple[Any, Any]:
-        return jnp.broadcast_to(jnp.asarray(tokens.columns(self.position)), (tokens.ids.shape[0], 1)), None
+        if self.position is None:
+            return jnp.broadcast_to(jnp.arange(tokens.ids.shape[1])[None], tokens.ids.shape), None
+        columns = jnp.asarray(tokens.columns(self.position))
+        return jnp.broadcast_to(columns, (tokens.ids.shape[0], columns.shape[1])), None
 
     def from_logits(self, selected: Float[Array, "B n k"], tokens: Tokens | None = None) -> Float[Array, "B"]:
-        log_q = jax.nn.log_softmax(selected[:, 0], axis=1)
-        if self.reference.shape[-1] != log_q.shape[1] or self.reference.shape[0] not in (1, log_q.shape[0]):
-            raise InputError(f"kl_divergence: the reference has logits {list(self.reference.shape)}; this run has {list(log_q.shape)}.")
-        log_p = jax.nn.log_softmax(at_least_float32(jnp.asarray(self.reference)), axis=1)
-        return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
+        batch, count, vocabulary = selected.shape
+        reference = jnp.asarray(self.reference)
+        if reference.shape[-1] != vocabulary or reference.shape[0] not in (1, batch):
+            raise InputError(f"kl_divergence: the reference has logits {list(reference.shape)}; this run has {[batch, vocabulary]}.")
+        if self.position is not None:
+            reference = reference.reshape(reference.shape[0], -1, vocabulary)
+            if reference.shape[1] != count:
+                raise InputError(f"kl_divergence: the reference has logits of {reference.shape[1]} positions; {count} are compared.")
+            return divergence(reference, selected).mean(axis=1)
+        if tokens is None:
+            raise InputError("kl_divergence over all positions needs the tokens that the logits belong to.")
+        real = jnp.asarray(tokens.mask)
+        each = divergence(_with_columns(reference, count), selected)
+        return jnp.where(real, each, 0).sum(axis=1) / real.sum(axis=1)
+
+
+def divergence(reference: Float[Array, "*axes V"], logits: Float[Array, "*more V"]) -> Float[Array, "*out"]:
+    """KL(reference || run) of the distributions of two arrays of logits, in nats; leading axes of size 1 broadcast."""
+    log_p, log_q = (jax.nn.log_softmax(at_least_float32(jnp.asarray(given)), axis=-1) for given in (reference, logits))
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+def _with_columns(reference: Array, width: int) -> Array:
+    """Logits [B P V] of the same prompts with as many columns of padding as the run has."""
+    return jnp.pad(reference, ((0, 0), (0, max(width - reference.shape[1], 0)), (0, 0)))[:, :width]
 
 
 def kl_divergence(reference: Trace | Any, *, position: Any = -1) -> KLDivergence:
-    """KL(reference || run) of the next-token distributions at a position: 0 where they agree, in nats.
+    """KL(reference || run) of the next-token distributions at a position, or its mean over several: 0 where they agree, in nats.
 
     Args:
-        reference: the run to compare with, or its logits [B V] at the position. At the reference run itself the gradient
-            of this metric is zero.
-        position: an int, or [B 1].
+        reference: the run to compare with, or its logits: [B V] at one position, [B n V] at several, [B P V] at all. At the
+            reference run itself the gradient of this metric is zero.
+        position: an int, [n] or [B n]; "all" is every real token of each prompt. Then both runs are of the same prompts, and
+            the metric reads the whole vocabulary at each of their tokens.
     """
     logits: Any = reference
+    if isinstance(position, str):
+        if position != "all":
+            raise InputError(f"kl_divergence: position is {position!r}; expected an int, [n], [B n] or 'all'.")
+        logits = reference.padded_logits if isinstance(reference, Trace) else reference
+        if np.ndim(logits) != 3:
+            raise InputError(f"kl_divergence: at all positions, expected a Trace or logits [B P V]; got shape {list(np.shape(logits))}.")
+        return KLDivergence(logits, None)
+    position = np.asarray(position)
     if isinstance(reference, Trace):
-        logits = reference.at("logits", position=np.asarray(position).reshape(-1) if np.ndim(position) == 0 else position)[:, 0]
-    if np.ndim(logits) != 2:
+        logits = reference.at("logits", position=position)
+    if np.ndim(logits) != 2 and (np.ndim(logits) != 3 or position.ndim == 0):
         raise InputError(f"kl_divergence: expected a Trace or logits [B V]; got shape {list(np.shape(logits))}.")
-    return KLDivergence(logits, np.asarray(position))
+    return KLDivergence(logits, position)
 
 
 @register(data_fields=["counts"], meta_fields=["texts", "width"])
