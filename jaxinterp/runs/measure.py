@@ -115,7 +115,9 @@ def run_cells(
         progress.phase("compiling")
         for chunk in job.chunks(np.flatnonzero(~done), batch_size):
             part = job.run(chunk, lambda: progress.phase(""))
-            values[:, part["cells"]], sides = part["values"], part
+            new = ~done[part["cells"]]
+            part |= {"cells": part["cells"][new], "values": part["values"][:, new]}
+            values[:, part["cells"]], done[part["cells"]], sides = part["values"], True, part
             if kept is not None:
                 kept.write(part, int(part["cells"].min()))
             progress.advance(len(part["cells"]))
@@ -174,7 +176,11 @@ class _Job:
         return Cost(self.lm, self.base, self.columns, whole, 2 if self.other is not None else 1, block, sites)
 
     def chunks(self, cells: np.ndarray, batch_size: int | None) -> list[np.ndarray]:
-        """The cells in the order of their first layer, in pieces of one size (the last may be shorter) that fit memory."""
+        """The cells in the order of their first layer, in pieces that fit memory.
+
+        They are of one size, so that one program runs them: the last one takes some cells of the piece before it again. Where the
+        caller chose the size the last piece is what is left.
+        """
         if not len(cells):
             return []
         order = cells[np.argsort(self.found.start[cells], kind="stable")]
@@ -188,6 +194,8 @@ class _Job:
             while pieces < len(order) and cost.bytes(-(-len(order) // pieces), int(tokens.sum()) // pieces) > budget:
                 pieces = pieces + -(-pieces // 4)
             batch_size = -(-len(order) // pieces)
+            last = len(order) - batch_size
+            return [order[begin : begin + batch_size] for begin in np.minimum(np.arange(0, len(order), batch_size), last)]
         return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
     def tokens(self, cells: np.ndarray) -> np.ndarray:

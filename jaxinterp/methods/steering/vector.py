@@ -76,7 +76,11 @@ class SteeringVector:
         return self._edit(edits.clamp, (coordinate, coordinate), layer, selection)
 
     def project_out(self, *, layer: Any = None, **selection: Any) -> Edit:
-        """Directional ablation: x - (x . u) u. Arguments as for `add`."""
+        """Directional ablation: x - (x . u) u. Arguments as for `add`.
+
+        Without `position` the first token is projected too, whose vector is often a hundred times as long as the others': much of
+        what is then seen may come from it.
+        """
         return self._edit(edits.project_out, (), layer, selection)
 
     def clamp(self, low: Any = -np.inf, high: Any = np.inf, *, layer: Any = None, **selection: Any) -> Edit:
@@ -230,7 +234,7 @@ class SteeringVector:
 
         series = {"size / norm": self.sizes / np.asarray(self.norms), "held-out accuracy": np.asarray(self.accuracy)}
         known = {name: values for name, values in series.items() if not np.isnan(values).any()} or {"size": self.sizes}
-        return line(title, known, x_labels=[str(layer) for layer in self.layers], x="layer", provenance=dict(self.how))
+        return line(title, known, x_labels=[str(layer) for layer in self.layers], x="layer", provenance={name: text for name, text in self.how if name != "texts"})
 
     def show(self) -> None:
         """Prints the lines in the terminal."""

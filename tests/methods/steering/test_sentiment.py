@@ -9,7 +9,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.checkpoints.tokenizer import tokenizer_from_folder
-from jaxinterp.data import sentiment as data
+from jaxinterp.data.sentiment import BAD, GOOD, PAIRS, PROMPTS, sentiment
 from jaxinterp.methods.steering.sentiment import sentiment_metric, sentiment_vector, steer_sentiment
 from jaxinterp.methods.steering.sweep import sweep
 from jaxinterp.methods.steering.vector import make_vector
@@ -24,26 +24,26 @@ def words(text: str) -> set[str]:
 
 
 def test_held_out_words_and_prompts_are_in_no_pair() -> None:
-    sentences = [sentence for pair in data.PAIRS for sentence in pair]
-    assert len(data.PAIRS) >= 24 and len(set(sentences)) == len(sentences)
-    for word in (*data.GOOD, *data.BAD):
+    sentences = [sentence for pair in PAIRS for sentence in pair]
+    assert len(PAIRS) >= 24 and len(set(sentences)) == len(sentences)
+    for word in (*GOOD, *BAD):
         assert not [sentence for sentence in sentences if any(word in each or each in word for each in words(sentence) if len(each) > 3)]
-    assert not set(data.GOOD) & set(data.BAD) and len(data.PROMPTS) == 16
-    for prompt in data.PROMPTS:
-        assert not any(sentence.startswith(prompt) for sentence in sentences) and not words(prompt) & {*data.GOOD, *data.BAD}
-    for positive, negative in data.PAIRS:  # matched: no side is told by its length or its end
+    assert not set(GOOD) & set(BAD) and len(PROMPTS) == 16
+    for prompt in PROMPTS:
+        assert not any(sentence.startswith(prompt) for sentence in sentences) and not words(prompt) & {*GOOD, *BAD}
+    for positive, negative in PAIRS:  # matched: no side is told by its length or its end
         assert abs(len(positive.split()) - len(negative.split())) <= 1 and positive[-1] == negative[-1] == "."
 
 
 def test_a_tokenizer_that_splits_the_words_is_refused() -> None:
     with pytest.raises(ji.InputError, match="Of 15 good words, 0 are single tokens"):
-        data.sentiment(ji.LanguageModel({}, CONFIGS["llama"], TOKENIZER))
+        sentiment(ji.LanguageModel({}, CONFIGS["llama"], TOKENIZER))
 
 
 @pytest.mark.weights
 def test_log_odds_of_good_words_rise_with_the_strength(smollm2: Any) -> None:
     """At layer 12, and on nearly every prompt of its own; a direction of the same length that is not the contrast's does far less."""
-    found = data.sentiment(smollm2)
+    found = sentiment(smollm2)
     assert all(smollm2.to_id(word) for word in (*found.good, *found.bad)) and min(len(found.good), len(found.bad)) >= 10
     vector, metric = sentiment_vector(smollm2, layers=12), sentiment_metric(smollm2)
     options: dict[str, Any] = {"strengths": STRENGTHS, "neutral": ()}
