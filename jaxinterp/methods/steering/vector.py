@@ -234,7 +234,8 @@ class SteeringVector:
 
         series = {"size / norm": self.sizes / np.asarray(self.norms), "held-out accuracy": np.asarray(self.accuracy)}
         known = {name: values for name, values in series.items() if not np.isnan(values).any()} or {"size": self.sizes}
-        return line(title, known, x_labels=[str(layer) for layer in self.layers], x="layer", provenance={name: text for name, text in self.how if name != "texts"})
+        told = {name: text for name, text in self.how if name != "texts"}
+        return line(title, known, x_labels=[str(layer) for layer in self.layers], x="layer", provenance=told)
 
     def show(self) -> None:
         """Prints the lines in the terminal."""
