@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jaxinterp.checkpoints import load as loading
+from jaxinterp.cli import demo
 from jaxinterp.cli.demo import Findings, experiment, picture
 from tests.cli.conftest import Outcome
 
@@ -69,8 +70,9 @@ def test_the_report_tells_all_of_it(found: Findings) -> None:
 
 
 def test_the_command_writes_the_report_and_says_where(
-    cli: Callable[..., Outcome], smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Outcome], smollm2: Any, found: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(demo, "experiment", lambda lm: found)
     monkeypatch.setattr(loading, "load", lambda name, dtype: {"smollm2-135m-instruct": smollm2}[name])
     out = tmp_path / "demo.html"
     outcome = cli("demo --out", out)
