@@ -1,7 +1,9 @@
 """What every test runs under: eight CPU devices, strict JAX, warnings as errors, shapes checked at each call."""
 
+import gc
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,19 @@ def pytest_configure(config: pytest.Config) -> None:
             [f"jaxinterp.{floor}" for floor in ("model", "data", "runs", "checkpoints", "methods", "views")], "tests.typecheck.check"
         )
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 30_000
+"""Memory mappings from which compiled programs are let go: each has some, and Linux kills a process that asks for more than 65,530."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings() -> Iterator[None]:
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

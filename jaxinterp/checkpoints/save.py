@@ -30,7 +30,7 @@ def save(lm: LanguageModel, folder: str | os.PathLike[str], dtype: Any = None) -
     The folder appears whole, by one rename, or not at all. A model loaded in the dtype that it was saved in is bit-equal.
 
     Args:
-        lm: the model.
+        lm: the model; one whose weights lie a layer at a time is stacked on the way, a copy for as long as it is written.
         folder: to make; it must not hold anything yet.
         dtype: of the weights in the files; None keeps theirs.
 
@@ -44,6 +44,7 @@ def save(lm: LanguageModel, folder: str | os.PathLike[str], dtype: Any = None) -
     target = Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} holds something already; choose another folder or remove it first.")
+    lm = lm.stacked()
     params = mapping.flatten(lm.params)
     shapes = mapping.flatten(parameter_shapes(lm.config))
     wrong = {path for path in shapes.keys() & params.keys() if shapes[path].shape != params[path].shape} | shapes.keys() ^ params.keys()

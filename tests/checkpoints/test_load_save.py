@@ -75,6 +75,12 @@ def test_other_dtypes_keep_every_bit(dtype: str, tmp_path: Path):
     assert_equal(load(tmp_path / "m", dtype=dtype), lm)
 
 
+def test_weights_a_layer_at_a_time_are_saved_as_stacks(tmp_path: Path):
+    lm = model(LLAMA)
+    save.save(lm.by_layer(), tmp_path / "m")
+    assert_equal(load(tmp_path / "m"), lm)
+
+
 def test_saving_in_a_narrower_dtype_rounds_as_jax_does(tmp_path: Path):
     lm = model(LLAMA)
     save.save(lm, tmp_path / "m", dtype="bfloat16")
