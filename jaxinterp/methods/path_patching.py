@@ -30,6 +30,7 @@ from jaxinterp.methods.path_cells import Cell, Paths, path_positions
 from jaxinterp.methods.path_nodes import Ends, receiver_ends, sender_ends
 from jaxinterp.methods.path_streams import Setting
 from jaxinterp.model.language_model import LanguageModel, Prompts
+from jaxinterp.model.stack import check_stacked
 from jaxinterp.model.tokens import check_ids
 from jaxinterp.runs.measure import Measured, precise, run_cells
 from jaxinterp.runs.program import bucket
@@ -101,6 +102,7 @@ def path_patch(
         >>> ji.path_patch(lm, clean, corrupt, metric, "all heads", ("q", "23.3"), through="mlps", position=-1).effects.shape
         (30, 9)
     """
+    check_stacked(lm.params, "path_patch()")
     config = lm.config
     given = {"through": through, "norm": norm, "kv": kv, "mode": mode}
     for name, value in given.items():

@@ -257,6 +257,12 @@ def test_bad_calls_are_refused_in_one_sentence(arguments: dict[str, Any], messag
         path_patch(lm, *pair(lm.config), METRIC, **arguments)
 
 
+def test_weights_a_layer_at_a_time_are_refused() -> None:
+    lm = model("llama")
+    with pytest.raises(ji.InputError, match=re.escape("path_patch() takes weights in stacks")):
+        path_patch(lm.by_layer(), *pair(lm.config), METRIC)
+
+
 def test_prompts_must_differ_and_blocks_without_mlps_have_none() -> None:
     lm = model("attention")
     clean, _ = pair(lm.config)
