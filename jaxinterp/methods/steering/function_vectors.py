@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxinterp.data.in_context import TEMPLATE, InContext, Word, in_context, word_pairs
 from jaxinterp.errors import InputError
-from jaxinterp.methods.steering.results import How, frame, write
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.task_heads import Head, head_effects, measured, task_means, written
 from jaxinterp.methods.steering.vector import SteeringVector, check_layers, make_vector, texts_of
 from jaxinterp.model.edits import Edit

@@ -24,9 +24,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxinterp.errors import InputError
 from jaxinterp.methods import linear
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.contrast import Contrast, read_contrast
 from jaxinterp.methods.steering.fitting import _folds
-from jaxinterp.methods.steering.results import How, frame, write
 from jaxinterp.methods.steering.vector import SteeringVector, make_vector
 from jaxinterp.model.language_model import LanguageModel
 from jaxinterp.model.selection import Heads

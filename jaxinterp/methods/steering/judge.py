@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.contrast import Texts, read, spots, texts_from
+from jaxinterp.methods.steering.grid import filled
 from jaxinterp.methods.steering.operations import STRENGTHS, levels_of
-from jaxinterp.methods.steering.results import How, filled, frame, write
 from jaxinterp.methods.steering.vector import SteeringVector, check_held_out
 from jaxinterp.model import edits
 from jaxinterp.model.language_model import LanguageModel

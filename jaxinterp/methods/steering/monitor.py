@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.errors import InputError
-from jaxinterp.methods.steering.results import How, frame, write
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.vector import SteeringVector
 from jaxinterp.model.edits import Edit
 from jaxinterp.model.language_model import LanguageModel

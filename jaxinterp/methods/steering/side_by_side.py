@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.operations import BLOWN, Operation, check_operation, edit_of
-from jaxinterp.methods.steering.results import How, frame, write
 from jaxinterp.methods.steering.vector import SteeringVector
 from jaxinterp.model.edits import Edit
 from jaxinterp.model.language_model import LanguageModel, Prompts

@@ -19,8 +19,8 @@ import numpy as np
 
 from jaxinterp.data.plain import PARAGRAPHS
 from jaxinterp.errors import InputError
+from jaxinterp.methods.steering.grid import filled
 from jaxinterp.methods.steering.operations import STRENGTHS, Operation, edit_of, levels_of, steered_values
-from jaxinterp.methods.steering.results import filled
 from jaxinterp.methods.steering.sweep_result import SteeringSweep
 from jaxinterp.methods.steering.vector import SteeringVector, check_held_out
 from jaxinterp.model.edits import Edit, check_edits

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.operations import BLOWN
-from jaxinterp.methods.steering.results import How, frame, write
 from jaxinterp.methods.steering.side_by_side import SideBySide, side_by_side
 from jaxinterp.methods.steering.vector import SteeringVector, ranges
 from jaxinterp.model.language_model import LanguageModel, Prompts

@@ -22,9 +22,9 @@ import jax
 import numpy as np
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.results import How, frame, write
 from jaxinterp.methods.steering.ascent import Change, ascend, changes, plain
 from jaxinterp.methods.steering.contrast import Texts, _shown, spots
-from jaxinterp.methods.steering.results import How, frame, write
 from jaxinterp.methods.steering.vector import SteeringVector, make_vector, texts_of
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.language_model import LanguageModel, Prompts

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.errors import InputError
+from jaxinterp.methods.results import frame
 from jaxinterp.methods.steering.identity import ALIKE, cosine, model_hint, sketch
-from jaxinterp.methods.steering.results import frame
 from jaxinterp.model import edits
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 from jaxinterp.errors import InputError
 from jaxinterp.methods.ablation import ablate
 from jaxinterp.methods.attribution.compare import Comparison, comparison
-from jaxinterp.methods.steering.results import frame, write
+from jaxinterp.methods.results import frame, write
 from jaxinterp.model import edits as edit_makers
 from jaxinterp.model.language_model import LanguageModel, Prompts
 from jaxinterp.model.tokens import Tokens

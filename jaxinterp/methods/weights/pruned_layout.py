@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.errors import InputError
-from jaxinterp.methods.steering.results import frame
+from jaxinterp.methods.results import frame
 from jaxinterp.model import edits as edit_makers
 from jaxinterp.model.config import TransformerConfig
 from jaxinterp.model.edits import Edit

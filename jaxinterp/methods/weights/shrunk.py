@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.methods.steering.results import frame, write
+from jaxinterp.methods.results import frame, write
 from jaxinterp.methods.weights.importance import Importance
 from jaxinterp.methods.weights.pruned_layout import Pruning
 from jaxinterp.methods.weights.speed import Speed

@@ -1,16 +1,14 @@
-"""What results of steering share: grids of layers and strengths, tables of rows, and arrays written whole or not at all."""
+"""What results share: tables of rows, and arrays that are written whole or not at all."""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxinterp.errors import InputError
-from jaxinterp.runs.measure import Measured
 
 How = tuple[tuple[str, str], ...]
 
@@ -45,20 +43,3 @@ def write(path: str | Path, arrays: Mapping[str, Any], about: Mapping[str, Any],
     draft.write_bytes(content)
     os.replace(draft, path)
     return Path(path)
-
-
-def filled(
-    measured: Measured, cells: Sequence[tuple[int, float]], layers: Sequence[int], strengths: Sequence[float]
-) -> Float[np.ndarray, "B L S"]:
-    """A metric on the grid of layers and strengths; that of the plain run where no cell stands, as at strength 0.
-
-    Args:
-        measured: of the cells.
-        cells: (layer, strength) of each.
-        layers: labels of L.
-        strengths: labels of S.
-    """
-    grid = np.broadcast_to(measured.base[:, None, None], (len(measured.base), len(layers), len(strengths))).copy()
-    rows, columns = np.asarray([(layers.index(layer), strengths.index(strength)) for layer, strength in cells]).T
-    grid[:, rows, columns] = measured.values.T
-    return grid
